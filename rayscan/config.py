@@ -1,0 +1,446 @@
+"""One frozen pydantic model per stage, composed into `RunConfig`.
+
+Settings are merged from the weakest to the strongest: the field defaults, a preset
+(`presets/*.yaml`), a file, environment variables `RAYSCAN_<SECTION>__<KEY>`, `--set section.key=value`.
+An unknown key is an error that names the nearest valid one, wherever it came from.
+
+Every section has a `digest`: the hash of those of its fields that can change a result. Fields that only say
+how the work is done (workers, batch sizes) are marked `how=True` and stay outside it, so that rerunning on
+a larger cluster redoes nothing.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from rayscan.errors import ConfigError
+
+ENV_PREFIX = "RAYSCAN_"
+Input = Literal["dst", "dst_port", "proto", "gap", "ttl", "size", "tcp_flags"]
+
+
+def _how(default: Any, description: str, **constraints: Any) -> Any:
+    """A field that says how work is done and cannot change a result: left out of digests."""
+    return Field(default, description=description, json_schema_extra={"how": True}, **constraints)
+
+
+def _one_or_many(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+Strings = Annotated[tuple[str, ...], BeforeValidator(_one_or_many)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def digest_data(self) -> dict[str, Any]:
+        """The fields that can change a result, as JSON-able data."""
+        data = self.model_dump(mode="json")
+        for name, field in type(self).model_fields.items():
+            extra = field.json_schema_extra
+            if isinstance(extra, dict) and extra.get("how"):
+                del data[name]
+        return data
+
+
+class CapturesConfig(Section):
+    """What to read, and how to understand it."""
+
+    paths: Strings = _how((), "Files, folders (read recursively) or s3:// prefixes of captures.")
+    columns: dict[str, str] = Field(
+        {},
+        description="Column map for tables (Parquet, CSV): rayscan's name -> the file's name, for example "
+        "{src: source_address}. Common names are recognised without it.",
+    )
+    time_unit: Literal["s", "ms", "us", "ns"] | None = Field(
+        None, description="Unit of a numeric time column. Without it, numbers as times are an error."
+    )
+    time_zone: str | None = Field(
+        None,
+        description="Zone of times written without one (IANA name, e.g. UTC or Europe/Berlin). "
+        "Without it, such times are an error.",
+    )
+    sensor: str | None = Field(None, description="Name of the telescope, where a capture has none.")
+    earliest: datetime = Field(
+        datetime(1990, 1, 1, tzinfo=UTC), description="Flows before this are rejected and counted."
+    )
+    latest: datetime = Field(
+        datetime(2100, 1, 1, tzinfo=UTC), description="Flows from this on are rejected and counted."
+    )
+    duplicates: Literal["keep", "drop"] = Field(
+        "keep",
+        description="Exact duplicate rows of one capture: kept (clocks of one second make honest ones), "
+        "or dropped and counted as rejects.",
+    )
+    max_ratio: int = _how(
+        1000, "Largest expansion of a compressed capture before it is refused as a bomb.", ge=1
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name in ("earliest", "latest"):
+            if getattr(self, name).tzinfo is None:
+                raise ValueError(f"{name} needs a time zone, for example 2024-01-01T00:00:00Z")
+        if self.earliest >= self.latest:
+            raise ValueError("earliest must lie before latest")
+        return self
+
+
+class IngestConfig(Section):
+    """How flows are laid out. Fixed when a workspace is created."""
+
+    period: Literal["day", "week", "month", "all"] = Field(
+        "month", description="The slice of time (UTC) that is one unit of work and is replaced as a whole."
+    )
+    n_buckets: int = Field(
+        16, ge=1, le=65536, description="Buckets by hash of the source; aim at 128 to 512 MB per period."
+    )
+    batch_rows: int = _how(500_000, "Rows a task holds in memory at a time.", ge=1)
+
+
+class SequencesConfig(Section):
+    """How flows become sequences."""
+
+    length: int = Field(128, ge=2, le=65536, description="Flows in a full sequence.")
+    min_length: int = Field(16, ge=1, description="Fewest flows that still make a sequence.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.min_length > self.length:
+            raise ValueError(f"min_length {self.min_length} exceeds length {self.length}")
+        return self
+
+
+class SplitConfig(Section):
+    """Which sources and sequences training never sees."""
+
+    test_sources: float = Field(
+        0.2, ge=0, lt=1, description="Share of sources kept whole for the final evaluation."
+    )
+    validation_sources: float = Field(
+        0.1, ge=0, lt=1, description="Share of sources for choices: checkpoint, threshold, sweep."
+    )
+    unseen_sequences: float = Field(
+        0.2, ge=0, lt=1, description="Share of a training source's last sequences of a period, kept back."
+    )
+    seed: int = Field(
+        42, description="Seed of the assignment, which depends on nothing but it and the source."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.test_sources + self.validation_sources >= 1:
+            raise ValueError("test_sources and validation_sources leave no source to train on")
+        return self
+
+
+class ModelConfig(Section):
+    """The encoder."""
+
+    inputs: tuple[Input, ...] = Field(
+        ("dst", "dst_port", "proto", "gap"), min_length=1, description="Columns of a flow the encoder sees."
+    )
+    d_model: int = Field(128, ge=8, description="Width of the transformer.")
+    layers: int = Field(4, ge=1, description="Transformer layers.")
+    heads: int = Field(4, ge=1, description="Attention heads; must divide d_model.")
+    d_ff: int = Field(256, ge=8, description="Width of the feed-forward layers.")
+    d_embedding: int = Field(128, ge=2, description="Dimensions of the embedding.")
+    dropout: float = Field(0.1, ge=0, lt=1, description="Dropout on the residual branches.")
+    causal: bool = Field(
+        False, description="Attend to earlier flows only, as the paper's code does; else to all."
+    )
+    attention_scale: Literal["head", "model"] = Field(
+        "head", description="Divide logits by sqrt(d_head) or, as the paper's code does, by sqrt(d_model)."
+    )
+    time: Literal["int64", "float32"] = Field(
+        "int64",
+        description="Gaps from exact microseconds, or from epoch times rounded to float32 first, as the "
+        "paper's code does (gaps under two minutes then vanish).",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.d_model % self.heads:
+            raise ValueError(f"heads {self.heads} does not divide d_model {self.d_model}")
+        if len(set(self.inputs)) != len(self.inputs):
+            raise ValueError("inputs names a column twice")
+        return self
+
+
+class TrainConfig(Section):
+    """Contrastive training."""
+
+    steps: int = Field(2000, ge=1, description="Optimiser steps.")
+    batch_sources: int = Field(
+        256, ge=2, description="Sources in the global batch, over all workers; two sequences of each."
+    )
+    temperature: float = Field(0.07, gt=0, description="Temperature of NT-Xent.")
+    alpha: float = Field(0.5, ge=0, le=1, description="Sources are drawn with probability ∝ sequences^alpha.")
+    learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate of AdamW.")
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="Rate after the warm-up.")
+    warmup_steps: int = Field(30, ge=0, description="Steps of linear warm-up.")
+    weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay.")
+    clip_norm: float | None = Field(1.0, gt=0, description="Largest gradient norm; null for no clipping.")
+    seed: int = Field(0, description="Seed of initial weights and of sampling.")
+    periods: Strings = Field((), description="Periods to train on; all of the workspace when empty.")
+    pool_sequences: int = Field(500_000, ge=4, description="Sequences a worker holds in memory to draw from.")
+    pool_steps: int = Field(500, ge=1, description="Steps drawn from one pool before it is refreshed.")
+    validate_every: int = Field(100, ge=1, description="Steps between validations.")
+    workers: int = _how(1, "Training processes. The global batch stays the same.", ge=1)
+    threads: int = _how(0, "CPU threads of each worker; 0 shares the cores out.", ge=0)
+    checkpoint_every: int = _how(100, "Steps between checkpoints.", ge=1)
+    max_failures: int = _how(3, "Restarts from the last checkpoint after a lost worker.", ge=0)
+    device: Literal["auto", "cpu", "cuda"] = _how("auto", "Where to train; auto takes a GPU if there is one.")
+
+
+class EmbedConfig(Section):
+    """Embedding every sequence."""
+
+    batch_tokens: int = _how(16_384, "Flows in one forward pass, padding included.", ge=1)
+    workers: int = _how(1, "Actors that hold the model.", ge=1)
+    device: Literal["auto", "cpu", "cuda"] = _how("auto", "Where to embed.")
+
+
+class ClusterConfig(Section):
+    """Correlation clustering."""
+
+    threshold: float | Literal["auto"] = Field(
+        "auto",
+        description="Similarity at which joining and cutting a pair cost the same, or auto: calibrated on "
+        "same-source against different-source pairs of validation sources.",
+    )
+    prior: float = Field(
+        0.5, gt=0, lt=1, description="For auto: assumed share of same-source pairs among all pairs."
+    )
+    block_sequences: int = Field(2048, ge=2, description="Sequences solved together in one block.")
+    max_rounds: int = Field(20, ge=0, description="Most rounds of moves over all blocks after merging.")
+    seed: int = Field(0, description="Seed of the assignment to blocks.")
+    workers: int = _how(0, "Tasks at a time; 0 for as many as there are CPUs.", ge=0)
+
+
+class EvaluateConfig(Section):
+    """How far the result can be trusted."""
+
+    max_sequences_per_source: int = Field(
+        20, ge=2, description="Sequences taken of one source, so that none rules the figures."
+    )
+    max_sequences: int = Field(20_000, ge=10, description="Sequences compared with each other, per part.")
+    min_label_sources: int = Field(5, ge=2, description="Fewest sources of a label that is scored.")
+    bootstrap: int = Field(200, ge=0, description="Resamples of sources for intervals; 0 for none.")
+    seed: int = Field(0, description="Seed of the sampling.")
+
+
+class ReportConfig(Section):
+    """The HTML report."""
+
+    title: str = Field("rayscan report", description="Heading of the page.")
+    show_sources: bool = Field(True, description="Write source addresses into the report.")
+    max_clusters: int = Field(500, ge=1, description="Largest clusters that are listed.")
+    max_points: int = Field(20_000, ge=100, description="Sequences drawn on the map.")
+
+
+class ResourcesConfig(Section):
+    """What Ray is told; nothing here changes a result."""
+
+    local_cpus: int = _how(0, "Logical CPUs of a local Ray; 0 for the cores, but at least 4.", ge=0)
+    object_store_mb: int = _how(512, "Shared memory of a local Ray.", ge=80)
+    ingest_cpus: float = _how(1, "CPUs of one ingest task.", gt=0)
+    ingest_memory_mb: int = _how(0, "Memory reserved for one ingest task; 0 reserves none.", ge=0)
+    sequence_cpus: float = _how(1, "CPUs of one sequence task.", gt=0)
+    train_cpus: float = _how(1, "CPUs of one training worker.", gt=0)
+    train_gpus: float = _how(0, "GPUs of one training worker.", ge=0)
+    embed_cpus: float = _how(1, "CPUs of one embedding actor.", gt=0)
+    embed_gpus: float = _how(0, "GPUs of one embedding actor.", ge=0)
+    cluster_cpus: float = _how(1, "CPUs of one clustering task.", gt=0)
+
+
+class RunConfig(Section):
+    """Everything that determines a run."""
+
+    run: str = Field(
+        "main",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="Name under which clusters, evaluation and report are kept; another name keeps both.",
+    )
+    captures: CapturesConfig = CapturesConfig()
+    ingest: IngestConfig = IngestConfig()
+    sequences: SequencesConfig = SequencesConfig()
+    split: SplitConfig = SplitConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    embed: EmbedConfig = EmbedConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    report: ReportConfig = ReportConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+
+
+def digest(*parts: Section | str | int | float | None) -> str:
+    """Hash (16 hex digits) of sections and plain values, in order; equal on every machine."""
+    data = [p.digest_data() if isinstance(p, Section) else p for p in parts]
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------
+# Loading
+# ---------------------------------------------------------------------------------------------
+
+
+def preset_names() -> list[str]:
+    folder = resources.files("rayscan") / "presets"
+    return sorted(Path(f.name).stem for f in folder.iterdir() if f.name.endswith(".yaml"))
+
+
+def load(
+    preset: str = "default",
+    file: str | Path | None = None,
+    sets: Iterable[str] = (),
+    env: Mapping[str, str] | None = None,
+) -> RunConfig:
+    """The merged configuration.
+
+    `sets` are `section.key=value` with the value in YAML. `env` defaults to the process's environment.
+    Raises ConfigError, naming where the offending setting came from.
+    """
+    layers = [(f"preset {preset}", _preset(preset))]
+    if file is not None:
+        layers.append((str(file), _read_yaml(Path(file))))
+    layers.append(("environment", _from_env(os.environ if env is None else env)))
+    layers.append(("--set", _from_sets(sets)))
+    merged: dict[str, Any] = {}
+    for origin, layer in layers:
+        _check_keys(layer, RunConfig, origin)
+        merged = _merge(merged, layer)
+    try:
+        return RunConfig.model_validate(merged)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from None
+
+
+def _preset(name: str) -> dict[str, Any]:
+    if name not in preset_names():
+        raise ConfigError(f"no preset {name!r}{_nearest(name, preset_names())}")
+    text = (resources.files("rayscan") / "presets" / f"{name}.yaml").read_text("utf-8")
+    return dict(yaml.safe_load(text) or {})
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the config file {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} must hold sections (captures:, train:, ...), not a {type(data).__name__}")
+    return data
+
+
+def _from_env(env: Mapping[str, str]) -> dict[str, Any]:
+    """RAYSCAN_TRAIN__STEPS=5 -> {"train": {"steps": 5}}. Variables without `__` are not settings."""
+    layer: dict[str, Any] = {}
+    for name in sorted(env):
+        section, sep, key = name.removeprefix(ENV_PREFIX).partition("__")
+        if name.startswith(ENV_PREFIX) and sep:
+            value = _parse_value(env[name], name)
+            layer.setdefault(section.lower(), {})[key.lower()] = value
+    return layer
+
+
+def _from_sets(sets: Iterable[str]) -> dict[str, Any]:
+    layer: dict[str, Any] = {}
+    for item in sets:
+        path, sep, text = item.partition("=")
+        if not sep or not path:
+            raise ConfigError(f"--set takes section.key=value, not {item!r}")
+        node = layer
+        *sections, key = path.strip().split(".")
+        for section in sections:
+            node = node.setdefault(section, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"--set {item!r} goes into a value that another --set has given")
+        node[key] = _parse_value(text, f"--set {path}")
+    return layer
+
+
+def _parse_value(text: str, origin: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{origin}: {text!r} is not a YAML value: {error}") from None
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    out = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(out.get(key), dict)
+        out[key] = _merge(out[key], value) if both else value
+    return out
+
+
+def _check_keys(layer: dict[str, Any], model: type[Section], origin: str, prefix: str = "") -> None:
+    for key, value in layer.items():
+        field = model.model_fields.get(str(key))
+        if field is None:
+            near = _nearest(prefix + str(key), _all_keys()) if prefix else _nearest_top(str(key))
+            raise ConfigError(f"{origin}: unknown setting {prefix}{key}{near}")
+        sub = field.annotation
+        if isinstance(sub, type) and issubclass(sub, Section):
+            if not isinstance(value, dict):
+                raise ConfigError(f"{origin}: {prefix}{key} is a section; set {prefix}{key}.<key>")
+            _check_keys(value, sub, origin, f"{prefix}{key}.")
+
+
+def _all_keys() -> list[str]:
+    keys = []
+    for name, field in RunConfig.model_fields.items():
+        sub = field.annotation
+        if isinstance(sub, type) and issubclass(sub, Section):
+            keys += [f"{name}.{key}" for key in sub.model_fields]
+        else:
+            keys.append(name)
+    return keys
+
+
+def _nearest_top(key: str) -> str:
+    """For a key given without its section: the section of that name, or the keys called so."""
+    same = [k for k in _all_keys() if k.endswith(f".{key}")]
+    if same:
+        return f"; did you mean {' or '.join(same)}?"
+    return _nearest(key, [*RunConfig.model_fields, *_all_keys()])
+
+
+def _nearest(name: str, valid: Iterable[str]) -> str:
+    valid = list(valid)
+    match = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    if match:
+        return f"; did you mean {match[0]}?"
+    return f"; valid are {', '.join(valid)}" if len(valid) <= 12 else "; see `rayscan config schema`"
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"] if not str(part).startswith("function-"))
+        got = "" if isinstance(item["input"], dict) else f" (got {item['input']!r})"
+        lines.append(f"{where or 'config'}: {item['msg'].removeprefix('Value error, ')}{got}")
+    return "; ".join(lines)
+
+
+def as_yaml(config: RunConfig) -> str:
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)

@@ -1,0 +1,32 @@
+"""Which sequences training sees, and which it is judged on.
+
+A source's side depends on nothing but its address and the seed: it never moves when captures or periods
+are added, and no pass over the data is needed. The price is that shares hold in expectation only; a heavy
+source falls as a whole on one side. Within training sources the last sequences of a period are kept back,
+so "unseen sequences" lie later in time than the training ones of the same source and period.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayscan.config import SplitConfig
+from rayscan.keys import uniform
+
+TRAIN, UNSEEN_SEQUENCES, VALIDATION, UNSEEN_SOURCES = 0, 1, 2, 3
+PART_NAMES = ("training", "unseen sequences", "validation", "unseen sources")
+
+
+def part_of(
+    src: NDArray[np.integer], index: NDArray[np.integer], sequences: NDArray[np.integer], split: SplitConfig
+) -> NDArray[np.int8]:
+    """Part of each sequence, int8 (a position in PART_NAMES).
+
+    `src`, `index` and `sequences` are the columns of the sequences table, all of shape (N,).
+    """
+    u = uniform(src, split.seed)
+    seen = np.maximum(np.floor(sequences * (1 - split.unseen_sequences)), 1)
+    part = np.where(index < seen, TRAIN, UNSEEN_SEQUENCES)
+    part = np.where(u < split.test_sources + split.validation_sources, VALIDATION, part)
+    return np.where(u < split.test_sources, UNSEEN_SOURCES, part).astype(np.int8)

@@ -1,0 +1,110 @@
+"""The columns of every table, as Arrow types that survive a Delta table unchanged.
+
+Delta has no unsigned integers, fixed-size lists or large strings, so addresses are int64 (0 to 2^32-1),
+ports int32, vectors list<float32>. A value that a capture does not record is null in `flows`, and
+`MISSING` inside the lists of `sequences`, so that these turn into numpy arrays without a copy.
+Partition columns (`period`, `bucket`, ...) stand in the paths, not in the files: `tables.py` adds them.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+VERSION = 1
+"""Version of everything below; a workspace of a newer one is refused."""
+
+MISSING = -1
+
+TIME = pa.timestamp("us", tz="UTC")
+
+FLOWS = pa.schema(
+    [
+        pa.field("ts", TIME, nullable=False),
+        pa.field("src", pa.int64(), nullable=False),
+        pa.field("dst", pa.int64()),
+        pa.field("dst_port", pa.int32()),  # ICMP: the type
+        pa.field("proto", pa.int16(), nullable=False),
+        pa.field("sensor", pa.string()),  # which telescope or vantage point
+        pa.field("capture", pa.string(), nullable=False),  # content hash of the file it came from
+        pa.field("src_port", pa.int32()),
+        pa.field("ttl", pa.int16()),
+        pa.field("size", pa.int64()),  # bytes
+        pa.field("packets", pa.int64()),
+        pa.field("tcp_flags", pa.int16()),
+        pa.field("icmp_code", pa.int16()),
+        pa.field("fingerprint", pa.int16()),  # bit set: 1 ZMap, 2 masscan, 4 Mirai
+        pa.field("label", pa.string()),  # what the capture itself says of the source
+    ]
+)
+
+FINGERPRINTS = {"zmap": 1, "masscan": 2, "mirai": 4}
+
+SEQUENCE_LISTS = {
+    "dst": pa.int64(),
+    "dst_port": pa.int32(),
+    "proto": pa.int16(),
+    "gap_us": pa.int64(),  # since the flow before; the first of a sequence has 0
+    "ttl": pa.int16(),
+    "size": pa.int64(),
+    "tcp_flags": pa.int16(),
+}
+"""Per-flow columns of a sequence. The last three are null lists where no flow records them."""
+
+SEQUENCES = pa.schema(
+    [
+        pa.field("sequence_id", pa.int64(), nullable=False),
+        pa.field("src", pa.int64(), nullable=False),
+        pa.field("index", pa.int32(), nullable=False),  # 0, 1, ... within source and period
+        pa.field("sequences", pa.int32(), nullable=False),  # how many the source has in the period
+        pa.field("start", TIME, nullable=False),
+        pa.field("end", TIME, nullable=False),
+        pa.field("length", pa.int32(), nullable=False),
+        *(pa.field(name, pa.list_(kind)) for name, kind in SEQUENCE_LISTS.items()),
+        *(pa.field(name, pa.float32()) for name in FINGERPRINTS),  # share of flows, null if unrecorded
+        pa.field("label", pa.string()),  # the label most of its flows carry
+    ]
+)
+
+EMBEDDINGS = pa.schema(
+    [
+        pa.field("sequence_id", pa.int64(), nullable=False),
+        pa.field("src", pa.int64(), nullable=False),
+        pa.field("start", TIME, nullable=False),
+        pa.field("vector", pa.list_(pa.float32()), nullable=False),
+    ]
+)
+
+CLUSTERS = pa.schema(
+    [
+        pa.field("sequence_id", pa.int64(), nullable=False),
+        pa.field("src", pa.int64(), nullable=False),
+        pa.field("cluster", pa.int64(), nullable=False),  # 0, 1, ... within run and period
+        pa.field("weight_own", pa.float64(), nullable=False),  # sum of similarity - threshold, own cluster
+        pa.field("weight_next", pa.float64()),  # the same for the best other cluster; null if there is none
+    ]
+)
+
+CAPTURES = pa.schema(
+    [
+        pa.field("capture", pa.string(), nullable=False),
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("bytes", pa.int64(), nullable=False),
+        pa.field("modified", TIME),
+        pa.field("format", pa.string(), nullable=False),
+        pa.field("flows", pa.int64(), nullable=False),
+        pa.field("rejects", pa.int64(), nullable=False),
+        pa.field("duplicates", pa.int64(), nullable=False),  # exact duplicate rows seen, kept or not
+        pa.field("first", TIME),
+        pa.field("last", TIME),
+    ]
+)
+
+REJECTS = pa.schema(
+    [
+        pa.field("capture", pa.string(), nullable=False),
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("offset", pa.int64()),  # row or byte where it first happened
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("count", pa.int64(), nullable=False),  # rows; 1 for a file that is not read at all
+    ]
+)
