@@ -73,6 +73,10 @@ class CapturesConfig(Section):
         "Without it, such times are an error.",
     )
     sensor: str | None = Field(None, description="Name of the telescope, where a capture has none.")
+    no_label: Strings = Field(
+        ("unknown", "none", "unlabelled", "0"),
+        description="Labels that name nobody, in any case: read as no label.",
+    )
     earliest: datetime = Field(
         datetime(1990, 1, 1, tzinfo=UTC), description="Flows before this are rejected and counted."
     )
@@ -192,6 +196,10 @@ class TrainConfig(Section):
     schedule: Literal["cosine", "constant"] = Field("cosine", description="Rate after the warm-up.")
     warmup_steps: int = Field(30, ge=0, description="Steps of linear warm-up.")
     weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay.")
+    decay: Literal["matrices", "all"] = Field(
+        "matrices",
+        description="What decays: matrices only, or, as the paper's code does, also tables, norms, biases.",
+    )
     clip_norm: float | None = Field(1.0, gt=0, description="Largest gradient norm; null for no clipping.")
     seed: int = Field(0, description="Seed of initial weights and of sampling.")
     periods: Strings = Field((), description="Periods to train on; all of the workspace when empty.")
@@ -208,8 +216,9 @@ class TrainConfig(Section):
 class EmbedConfig(Section):
     """Embedding every sequence."""
 
-    batch_tokens: int = _how(16_384, "Flows in one forward pass, padding included.", ge=1)
+    batch_tokens: int = _how(4096, "Flows in one forward pass, padding included; a GPU takes more.", ge=1)
     workers: int = _how(1, "Actors that hold the model.", ge=1)
+    threads: int = _how(0, "CPU threads of each actor; 0 shares the cores out.", ge=0)
     device: Literal["auto", "cpu", "cuda"] = _how("auto", "Where to embed.")
 
 
@@ -224,10 +233,19 @@ class ClusterConfig(Section):
     prior: float = Field(
         0.5, gt=0, lt=1, description="For auto: assumed share of same-source pairs among all pairs."
     )
-    block_sequences: int = Field(2048, ge=2, description="Sequences solved together in one block.")
+    block_sequences: int = Field(
+        65_536, ge=2, description="Sequences of one task; it holds their vectors and little else."
+    )
     max_rounds: int = Field(20, ge=0, description="Most rounds of moves over all blocks after merging.")
-    seed: int = Field(0, description="Seed of the assignment to blocks.")
-    workers: int = _how(0, "Tasks at a time; 0 for as many as there are CPUs.", ge=0)
+    seed: int = Field(0, description="Seed of the order in which sequences meet.")
+
+
+class CampaignsConfig(Section):
+    """Following clusters from period to period."""
+
+    remember: int = Field(
+        3, ge=1, description="Periods after which a campaign without a cluster is forgotten."
+    )
 
 
 class EvaluateConfig(Section):
@@ -282,6 +300,7 @@ class RunConfig(Section):
     train: TrainConfig = TrainConfig()
     embed: EmbedConfig = EmbedConfig()
     cluster: ClusterConfig = ClusterConfig()
+    campaigns: CampaignsConfig = CampaignsConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     report: ReportConfig = ReportConfig()
     resources: ResourcesConfig = ResourcesConfig()

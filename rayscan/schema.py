@@ -84,6 +84,43 @@ CLUSTERS = pa.schema(
     ]
 )
 
+PORT = pa.struct([("proto", pa.int16()), ("port", pa.int32()), ("share", pa.float64())])
+LABEL = pa.struct([("label", pa.string()), ("sources", pa.int64())])
+
+SUMMARY = pa.schema(
+    [
+        pa.field("cluster", pa.int64()),
+        pa.field("sequences", pa.int64(), nullable=False),
+        pa.field("sources", pa.int64(), nullable=False),
+        pa.field("networks", pa.int64(), nullable=False),  # distinct /24 of the sources
+        pa.field("flows", pa.int64(), nullable=False),
+        pa.field("first", TIME),
+        pa.field("last", TIME),
+        pa.field("ports", pa.list_(PORT)),  # share of flows; a port that is not recorded is null
+        pa.field("labels", pa.list_(LABEL)),
+        pa.field("labelled", pa.int64(), nullable=False),  # sources with any label
+        *(pa.field(name, pa.float64()) for name in FINGERPRINTS),  # share of flows
+        pa.field("destinations", pa.int64()),  # distinct; null if none is recorded
+        pa.field("median_gap_us", pa.int64()),  # between flows of a source; null without two flows
+        pa.field("cohesion", pa.float64()),  # mean similarity - threshold to the others; null if alone
+        pa.field("examples", pa.list_(pa.int64())),  # sources with the most flows
+    ]
+)
+"""What a cluster consists of."""
+
+CAMPAIGNS = pa.schema(
+    [
+        pa.field("campaign", pa.string(), nullable=False),  # the same name in every period
+        pa.field("event", pa.string(), nullable=False),  # born, continued, split, merged, gone
+        pa.field("relative", pa.string()),  # split: where it came from; merged: where it went
+        pa.field("began", TIME, nullable=False),  # first flow of the campaign in any period
+        *SUMMARY,  # of its cluster; merged and gone campaigns have none: cluster is null, counts are 0
+        pa.field("feature_sum", pa.list_(pa.float64()), nullable=False),  # of its last cluster
+        pa.field("size", pa.int64(), nullable=False),  # sequences of its last cluster
+        pa.field("absent", pa.int32(), nullable=False),  # periods since it last had a cluster
+    ]
+)
+
 CAPTURES = pa.schema(
     [
         pa.field("capture", pa.string(), nullable=False),

@@ -1,0 +1,47 @@
+# `make demo` and `make test` need Python 3.11 or newer with venv, and nothing else.
+PYTHON ?= python3
+VENV ?= .venv
+DEMO ?= demo
+
+READY = $(VENV)/.ready
+export RAY_USAGE_STATS_ENABLED = 0
+
+.PHONY: help setup demo test lint format docs clean
+
+help:
+	@echo "make demo    simulate a telescope, run everything on it, end with the path of the report"
+	@echo "make test    run the tests"
+	@echo "make lint    ruff and mypy"
+	@echo "make docs    write docs/cli.md and docs/settings.md from the program"
+	@echo "make clean   remove what the above made"
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# Exit code 4 means that everything is there already.
+demo: $(READY)
+	test -e $(DEMO)/telescope/truth.parquet || $(VENV)/bin/rayscan simulate $(DEMO)/telescope --months 2 --sources 1500 --flows 300000
+	$(VENV)/bin/rayscan run --workspace $(DEMO)/workspace --preset quick \
+	  --set captures.paths=$(DEMO)/telescope/captures || test $$? -eq 4
+
+test: $(READY)
+	$(VENV)/bin/python -m pytest
+
+lint: $(READY)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: $(READY)
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+docs: $(READY)
+	$(VENV)/bin/python docs/generate.py
+
+clean:
+	rm -rf $(VENV) $(DEMO) .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,5 @@
+"""`python -m rayscan` is `rayscan`."""
+
+from rayscan.cli import main
+
+main()

@@ -1,0 +1,602 @@
+"""Where tables lie and how a commit happens. No other module knows either.
+
+A workspace is a folder or an `s3://bucket/prefix`. Its tables are Delta tables. Workers write Parquet files
+that nobody sees yet (`Table.write`) and hand the descriptions back; the driver makes them visible in one
+atomic commit (`append`, `replace`). What a crash leaves behind is invisible and goes with `vacuum`.
+
+Every unit of work has a key (period, bucket, ...) and a fingerprint of what it was made from (settings and
+input files). The commit that replaces a key's rows records the fingerprint as a Delta application
+transaction, so "done" is one lookup, holds for keys that came out empty, and makes two writers of one key
+conflict even where neither has anything to remove.
+
+Traded: a commit goes through the driver alone, so a stage commits per period, not per file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+from deltalake import CommitProperties, DeltaTable, Transaction
+from deltalake.exceptions import CommitFailedError, TableNotFoundError
+from deltalake.transaction import AddAction, RemoveAction
+
+import rayscan
+from rayscan import keys, schema
+from rayscan.config import IngestConfig
+from rayscan.errors import CommitConflict, ConfigError, SchemaError, WorkspaceError
+
+Key = Mapping[str, str | int]
+"""Values of a table's key columns, e.g. {"period": "2024-03", "bucket": 7}."""
+
+_PARTITIONS: dict[str, dict[str, pa.DataType]] = {
+    "flows": {"period": pa.string(), "bucket": pa.int32()},
+    "sequences": {"period": pa.string(), "bucket": pa.int32()},
+    "embeddings": {"model": pa.string(), "period": pa.string(), "bucket": pa.int32()},
+    "clusters": {"run": pa.string(), "period": pa.string()},
+    "campaigns": {"run": pa.string(), "period": pa.string()},
+    "captures": {},
+    "rejects": {},
+}
+_SCHEMAS: dict[str, pa.Schema] = {
+    "flows": schema.FLOWS,
+    "sequences": schema.SEQUENCES,
+    "embeddings": schema.EMBEDDINGS,
+    "clusters": schema.CLUSTERS,
+    "campaigns": schema.CAMPAIGNS,
+    "captures": schema.CAPTURES,
+    "rejects": schema.REJECTS,
+}
+TABLE_NAMES = tuple(_SCHEMAS)
+_ATTEMPTS = 10
+_ROW_GROUP = 131_072  # rows: small enough to read part of a file, large enough to compress well
+
+
+def fingerprint(*parts: str | int | Sequence[str]) -> int:
+    """63-bit number that stands for settings and inputs; equal on every machine."""
+    text = json.dumps([list(p) if not isinstance(p, str | int) else p for p in parts])
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def key_name(key: Key) -> str:
+    """`period=2024-03/bucket=7`, keys in the order given."""
+    return "/".join(f"{name}={value}" for name, value in key.items())
+
+
+# ---------------------------------------------------------------------------------------------
+# Storage
+# ---------------------------------------------------------------------------------------------
+
+
+def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The file system of a path or URI and the path in it.
+
+    `s3://` takes credentials and region from the usual chain and the endpoint from AWS_ENDPOINT_URL.
+    """
+    if uri.startswith("s3://"):
+        return _s3(), uri.removeprefix("s3://").rstrip("/")
+    if "://" in uri and not uri.startswith("file://"):
+        scheme = uri.partition("://")[0]
+        raise ConfigError(f"{uri}: {scheme}:// is not supported; use a folder or s3://bucket/prefix")
+    path = Path(uri.removeprefix("file://")).expanduser().absolute()
+    return pafs.LocalFileSystem(), str(path)
+
+
+def _s3() -> pafs.FileSystem:
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
+    options: dict[str, Any] = {"connect_timeout": 10, "request_timeout": 60}
+    if endpoint:
+        scheme, _, host = endpoint.partition("://")
+        options |= {"endpoint_override": host.rstrip("/"), "scheme": scheme}
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    return pafs.S3FileSystem(**options, **({"region": region} if region else {}))
+
+
+def _delta_options(uri: str) -> dict[str, str] | None:
+    if not uri.startswith("s3://"):
+        return None
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
+    options = {"AWS_ENDPOINT_URL": endpoint} if endpoint else {}
+    if endpoint.startswith("http://"):
+        options["AWS_ALLOW_HTTP"] = "true"
+    return options
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A folder or prefix with tables, models and run results. Cheap to build and to send to workers."""
+
+    uri: str
+
+    @classmethod
+    def open(cls, uri: str | Path, ingest: IngestConfig | None = None) -> Workspace:
+        """The workspace at `uri`; with `ingest`, created when missing and checked against its layout.
+
+        Raises WorkspaceError when it is missing, is not a workspace, or is of a newer version;
+        ConfigError when it is laid out by another period or number of buckets.
+        """
+        text = str(uri)
+        if "://" not in text:
+            text = str(Path(text).expanduser().absolute())
+        workspace = cls(text.rstrip("/"))
+        facts = workspace.facts()
+        if facts is None:
+            if ingest is None:
+                raise WorkspaceError(
+                    f"{workspace.uri} is no rayscan workspace (it has no workspace.json); "
+                    "`rayscan run` or `rayscan ingest` creates one"
+                )
+            workspace._create(ingest)
+        else:
+            workspace._check(facts, ingest)
+        return workspace
+
+    @cached_property
+    def _storage(self) -> tuple[pafs.FileSystem, str]:
+        return filesystem(self.uri)
+
+    def __getstate__(self) -> dict[str, str]:
+        return {"uri": self.uri}  # a file system may carry credentials: workers build their own
+
+    def facts(self) -> dict[str, Any] | None:
+        """workspace.json, or None where there is none."""
+        try:
+            return dict(json.loads(self.read_bytes("workspace.json")))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise WorkspaceError(f"{self.uri}/workspace.json is damaged: {error}") from None
+
+    def _create(self, ingest: IngestConfig) -> None:
+        facts = {
+            "schema_version": schema.VERSION,
+            "created_by": f"rayscan {rayscan.__version__}",
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "period": ingest.period,
+            "n_buckets": ingest.n_buckets,
+            "bucket_hash": keys.HASH_NAME,
+        }
+        self.write_bytes("workspace.json", json.dumps(facts, indent=2).encode())
+
+    def _check(self, facts: Mapping[str, Any], ingest: IngestConfig | None) -> None:
+        version = int(facts.get("schema_version", 0))
+        if version > schema.VERSION:
+            raise WorkspaceError(
+                f"{self.uri} was written by {facts.get('created_by', 'a newer rayscan')} with tables of "
+                f"version {version}; this rayscan {rayscan.__version__} knows version {schema.VERSION}. "
+                "Upgrade rayscan, or use another workspace"
+            )
+        if ingest is None:
+            return
+        for name in ("period", "n_buckets"):
+            if facts[name] != getattr(ingest, name):
+                raise ConfigError(
+                    f"{self.uri} is laid out with ingest.{name}={facts[name]}, not {getattr(ingest, name)}; "
+                    f"set ingest.{name}={facts[name]}, or use another workspace"
+                )
+
+    def table(self, name: str) -> Table:
+        return Table(self, name)
+
+    # -- plain files: models, reports, run facts
+
+    def read_bytes(self, path: str) -> bytes:
+        """Content of a file of the workspace. Raises FileNotFoundError."""
+        fs, root = self._storage
+        try:
+            with fs.open_input_stream(f"{root}/{path}", compression=None) as stream:
+                return bytes(stream.readall())
+        except NotADirectoryError as error:
+            raise FileNotFoundError(str(error)) from None
+
+    def write_bytes(self, path: str, data: bytes) -> None:
+        """Write a file as a whole: readers see the old one or the new one."""
+        fs, root = self._storage
+        target = f"{root}/{path}"
+        if not isinstance(fs, pafs.LocalFileSystem):
+            with fs.open_output_stream(target, compression=None) as stream:
+                stream.write(data)
+            return
+        _make_folder(Path(target).parent)
+        part = Path(f"{target}.{uuid.uuid4().hex[:8]}.part")
+        try:
+            part.write_bytes(data)
+            part.replace(target)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise WorkspaceError(f"cannot write {target}: {error.strerror}") from None
+
+    def read_json(self, path: str) -> dict[str, Any] | None:
+        """A JSON file of the workspace, or None where there is none."""
+        try:
+            return dict(json.loads(self.read_bytes(path)))
+        except FileNotFoundError:
+            return None
+
+    def write_json(self, path: str, data: Mapping[str, Any]) -> None:
+        self.write_bytes(path, json.dumps(data, indent=1, allow_nan=False).encode())
+
+    def delete(self, path: str) -> None:
+        """Remove a folder of the workspace with all that is in it; nothing happens when it is not there."""
+        fs, root = self._storage
+        if fs.get_file_info(f"{root}/{path}").type == pafs.FileType.Directory:
+            fs.delete_dir(f"{root}/{path}")
+
+    def location(self, path: str) -> tuple[pafs.FileSystem, str]:
+        """File system and full path of a place in the workspace, for libraries that write by themselves."""
+        fs, root = self._storage
+        return fs, f"{root}/{path}"
+
+    def url(self, path: str) -> str:
+        """Full path or URI of a file of the workspace, for people."""
+        return f"{self.uri}/{path}"
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WorkspaceError(f"cannot create the folder {path}: {error.strerror}") from None
+
+
+# ---------------------------------------------------------------------------------------------
+# Tables
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class File:
+    """A Parquet file of a table: written by a worker, or listed from the table."""
+
+    path: str  # relative to the table
+    partition: tuple[tuple[str, str], ...]
+    rows: int
+    bytes: int
+    stats: str = ""
+
+    @property
+    def key(self) -> dict[str, str]:
+        return dict(self.partition)
+
+
+@dataclass(frozen=True)
+class CommitInfo:
+    """What a commit says of its origin."""
+
+    run: str
+    config_hash: str
+    input_version: str = ""
+
+    def as_dict(self) -> dict[str, str]:
+        return {
+            "rayscan.run": self.run,
+            "rayscan.config": self.config_hash,
+            "rayscan.input": self.input_version,
+            "rayscan.version": rayscan.__version__,
+        }
+
+
+class Table:
+    """One table of a workspace."""
+
+    def __init__(self, workspace: Workspace, name: str) -> None:
+        self.workspace = workspace
+        self.name = name
+        self.schema: pa.Schema = _SCHEMAS[name]
+        self.partition_types = _PARTITIONS[name]
+
+    # -- worker side
+
+    def write(self, data: pa.Table, key: Key, prefix: str = "part") -> File:
+        """Write rows to a new file that no reader sees before it is committed. Empty tables are refused.
+
+        The name ends in random digits, so that a retried task cannot collide with its first try.
+        """
+        if data.num_rows == 0:
+            raise ValueError("an empty file cannot be committed; replace the key with no files instead")
+        partition = tuple((name, str(key[name])) for name in self.partition_types)
+        folder = "/".join(f"{name}={value}" for name, value in partition)
+        path = f"{folder}/{prefix}-{uuid.uuid4().hex[:12]}.parquet".lstrip("/")
+        fs, root = self.workspace.location(self.name)
+        if isinstance(fs, pafs.LocalFileSystem):
+            _make_folder(Path(f"{root}/{path}").parent)
+        collected: list[Any] = []
+        data = _conform(data, self.schema, self.name)
+        pq.write_table(
+            data,
+            f"{root}/{path}",
+            filesystem=fs,
+            compression="zstd",
+            row_group_size=_ROW_GROUP,
+            metadata_collector=collected,
+        )
+        size = fs.get_file_info(f"{root}/{path}").size
+        return File(path, partition, data.num_rows, size, _stats(data.num_rows, collected[0]))
+
+    def read_files(self, files: Iterable[File], columns: Sequence[str] | None = None) -> pa.Table:
+        """Rows of these files, file after file in the order given, without partition columns."""
+        fs, root = self.workspace.location(self.name)
+        wanted = self.schema if columns is None else pa.schema([self.schema.field(c) for c in columns])
+        parts = [
+            pq.read_table(f"{root}/{file.path}", columns=wanted.names, filesystem=fs, partitioning=None).cast(
+                wanted
+            )
+            for file in files
+        ]
+        return pa.concat_tables(parts) if parts else wanted.empty_table()
+
+    def read_rows(self, file: File, start: int, stop: int, columns: Sequence[str]) -> pa.Table:
+        """Rows start to stop - 1 of one file; only the row groups that hold them are read."""
+        fs, root = self.workspace.location(self.name)
+        wanted = pa.schema([self.schema.field(c) for c in columns])
+        with pq.ParquetFile(fs.open_input_file(f"{root}/{file.path}")) as parquet:
+            sizes = [parquet.metadata.row_group(g).num_rows for g in range(parquet.num_row_groups)]
+            ends = list(itertools.accumulate(sizes))
+            groups = [g for g, end in enumerate(ends) if end > start and end - sizes[g] < stop]
+            first = ends[groups[0]] - sizes[groups[0]] if groups else 0
+            rows = parquet.read_row_groups(groups, columns=wanted.names).cast(wanted)
+        return rows.slice(start - first, stop - start)
+
+    # -- driver side: looking
+
+    def version(self) -> int:
+        """Number of the newest commit; -1 when the table does not exist yet."""
+        delta = self._load()
+        return -1 if delta is None else int(delta.version())
+
+    def files(self, where: Key | None = None, version: int | None = None) -> list[File]:
+        """Files whose partition matches, sorted by path: key by key, and captures in a fixed order."""
+        delta = self._load(version)
+        return [] if delta is None else self._files(delta, where or {})
+
+    def read(
+        self, where: Key | None = None, columns: Sequence[str] | None = None, version: int | None = None
+    ) -> pa.Table:
+        """Rows whose partition matches, with their partition columns, at a version or the newest."""
+        parts = []
+        names = list(self.partition_types) + self.schema.names if columns is None else list(columns)
+        full = pa.schema([pa.field(n, t) for n, t in self.partition_types.items()] + list(self.schema))
+        for file in self.files(where, version):
+            rows = self.read_files([file], [n for n in names if n in self.schema.names])
+            for name, kind in self.partition_types.items():
+                value = pa.scalar(file.key[name]).cast(kind)
+                rows = rows.append_column(name, pa.repeat(value, file.rows))
+            parts.append(rows.select(names))
+        wanted = pa.schema([full.field(n) for n in names])
+        return pa.concat_tables([p.cast(wanted) for p in parts]) if parts else wanted.empty_table()
+
+    def is_done(self, key: Key, made_from: int) -> bool:
+        """Was this key last committed with exactly this fingerprint?"""
+        return self.done([key])[key_name(key)] == made_from
+
+    def done(self, keys: Iterable[Key]) -> dict[str, int | None]:
+        """Fingerprint of each key's last commit by `key_name`; None where there was none."""
+        delta = self._load()
+        names = [key_name(key) for key in keys]
+        return {name: None if delta is None else delta.transaction_version(name) for name in names}
+
+    # -- driver side: committing
+
+    def append(self, files: Iterable[File], done: Mapping[str, int], info: CommitInfo) -> int:
+        """Add files and record `done` (key name -> fingerprint) in one commit; the new version.
+
+        Raises CommitConflict when another writer has recorded one of the keys since this call began.
+        """
+        return self._commit(list(files), lambda _: False, done, info, None)
+
+    def replace(
+        self,
+        keys: Iterable[Key],
+        files: Iterable[File],
+        done: Mapping[str, int],
+        info: CommitInfo,
+        read_version: int | None = None,
+    ) -> int:
+        """Replace all rows of `keys` by `files` in one commit; the new version.
+
+        `read_version` is the version the caller decided on; when another writer has changed one of the keys
+        since, nothing is committed and CommitConflict is raised. Files outside `keys` are refused.
+        """
+        wanted = [{k: str(v) for k, v in key.items()} for key in keys]
+
+        def belongs(file: File) -> bool:
+            return any(key.items() <= file.key.items() for key in wanted)
+
+        files = list(files)
+        for file in files:
+            if not belongs(file):
+                raise ValueError(f"{file.path} does not belong to a key that is replaced")
+        return self._commit(files, belongs, done, info, read_version)
+
+    def replace_rows(self, column: str, values: Iterable[str], rows: pa.Table, info: CommitInfo) -> int:
+        """Replace the rows where `column` is one of `values`: for small unpartitioned tables only."""
+        import pyarrow.compute as pc
+
+        for _ in range(_ATTEMPTS):
+            version = self.version()
+            old = self.read(version=max(version, 0)) if version >= 0 else self.schema.empty_table()
+            keep = old.filter(pc.invert(pc.is_in(old[column], pa.array(list(values), pa.string()))))
+            merged = pa.concat_tables([keep, _conform(rows, self.schema, self.name)])
+            files = [self.write(merged, {})] if merged.num_rows else []
+            try:
+                return self.replace([{}], files, {f"rows of {self.name}": version + 1}, info, version)
+            except CommitConflict:
+                continue  # another run has added other rows: merge with those
+        raise CommitConflict(f"{self.name}: other runs keep writing it; try again when they are done")
+
+    def replace_files(
+        self, old: Iterable[str], files: Iterable[File], done: Mapping[str, int], info: CommitInfo
+    ) -> int:
+        """Replace single files, by path: a corrected capture takes the place of its first delivery."""
+        gone = set(old)
+        return self._commit(list(files), lambda file: file.path in gone, done, info, None)
+
+    def vacuum(self, retention_hours: float, dry_run: bool = False) -> list[str]:
+        """Delete files that no version within the retention uses, leftovers of crashes too; their paths.
+
+        A retention shorter than a running job would delete files that the job is about to commit.
+        """
+        delta = self._load()
+        if delta is None:
+            return []
+        return list(
+            delta.vacuum(
+                retention_hours=int(retention_hours),
+                dry_run=dry_run,
+                enforce_retention_duration=False,
+                full=True,
+            )
+        )
+
+    # -- inside
+
+    def _commit(
+        self,
+        files: list[File],
+        removes: Callable[[File], bool],
+        done: Mapping[str, int],
+        info: CommitInfo,
+        read_version: int | None,
+    ) -> int:
+        if read_version == -1:  # the caller saw no table
+            base = self._create()
+            before: tuple[list[str], list[int | None]] = ([], [None] * len(done))
+        else:
+            base = self._load(read_version) or self._create()
+            before = self._state(base, removes, done)
+        for _ in range(_ATTEMPTS):
+            if self._state(base, removes, done) != before:
+                names = ", ".join(sorted(done)[:3])
+                raise CommitConflict(
+                    f"{self.name}: another run has replaced {names} meanwhile; nothing was written. "
+                    "Run again: what it did will not be done twice"
+                )
+            try:
+                return self._try_commit(base, files, removes, done, info)
+            except CommitFailedError:  # somebody committed first: was it one of these keys?
+                base = self._create()
+        raise CommitConflict(f"{self.name}: gave up after {_ATTEMPTS} conflicts with other writers")
+
+    def _state(
+        self, delta: DeltaTable, removes: Callable[[File], bool], done: Mapping[str, int]
+    ) -> tuple[list[str], list[int | None]]:
+        """What a commit of these keys rests on: nobody else may change it in between."""
+        paths = sorted(file.path for file in self._files(delta, {}) if removes(file))
+        return (paths, [delta.transaction_version(name) for name in sorted(done)])
+
+    def _try_commit(
+        self,
+        delta: DeltaTable,
+        files: list[File],
+        removes: Callable[[File], bool],
+        done: Mapping[str, int],
+        info: CommitInfo,
+    ) -> int:
+        now = int(time.time() * 1000)
+        old = [file for file in self._files(delta, {}) if removes(file)]
+        actions: list[AddAction | RemoveAction] = [
+            RemoveAction(f.path, True, now, f.bytes, dict[str, str | None](f.partition)) for f in old
+        ]
+        actions += [AddAction(f.path, f.bytes, f.key, now, True, f.stats) for f in files]
+        delta.create_write_transaction(
+            actions,
+            "append",
+            delta.schema(),
+            list(self.partition_types),
+            commit_properties=CommitProperties(
+                custom_metadata=info.as_dict(),
+                max_commit_retries=_ATTEMPTS,
+                app_transactions=[Transaction(name, value) for name, value in done.items()],
+            ),
+        )
+        delta.update_incremental()
+        return int(delta.version())
+
+    def _load(self, version: int | None = None) -> DeltaTable | None:
+        try:
+            return DeltaTable(
+                self.workspace.url(self.name),
+                version=version,
+                storage_options=_delta_options(self.workspace.uri),
+            )
+        except TableNotFoundError:
+            return None
+
+    def _create(self) -> DeltaTable:
+        """The table, made when it is not there; two makers at once get the same one."""
+        found = self._load()
+        if found is not None:
+            return found
+        if not self.workspace.uri.startswith("s3://"):
+            _make_folder(Path(self.workspace.url(self.name)))
+        fields = [pa.field(name, kind) for name, kind in self.partition_types.items()]
+        return DeltaTable.create(
+            self.workspace.url(self.name),
+            schema=pa.schema(fields + list(self.schema)),
+            mode="ignore",
+            partition_by=list(self.partition_types),
+            configuration={"rayscan.schema": str(schema.VERSION), "rayscan.bucket_hash": keys.HASH_NAME},
+            storage_options=_delta_options(self.workspace.uri),
+            raise_if_key_not_exists=False,
+        )
+
+    def _files(self, delta: DeltaTable, where: Key) -> list[File]:
+        listed = pa.table(delta.get_add_actions(flatten=True)).to_pylist()
+        wanted = {(name, str(value)) for name, value in where.items()}
+        files = []
+        for row in listed:
+            partition = tuple((name, str(row[f"partition.{name}"])) for name in self.partition_types)
+            if wanted <= set(partition):
+                files.append(File(row["path"], partition, row["num_records"], row["size_bytes"]))
+        return sorted(files, key=lambda file: file.path)
+
+
+def _conform(data: pa.Table, wanted: pa.Schema, name: str) -> pa.Table:
+    """The columns of `wanted`, in its order and types. A missing or surplus column is a SchemaError."""
+    if set(data.column_names) != set(wanted.names):
+        missing = sorted(set(wanted.names) - set(data.column_names))
+        surplus = sorted(set(data.column_names) - set(wanted.names))
+        raise SchemaError(f"rows for table {name} lack columns {missing} or have others {surplus}")
+    return data.select(wanted.names).cast(wanted)
+
+
+def _stats(rows: int, metadata: pq.FileMetaData) -> str:
+    """Delta's file statistics (row count, least and greatest values) from the Parquet footer."""
+    least: dict[str, Any] = {}
+    greatest: dict[str, Any] = {}
+    for g in range(metadata.num_row_groups):
+        group = metadata.row_group(g)
+        for c in range(group.num_columns):
+            column = group.column(c)
+            stats = column.statistics
+            if "." in column.path_in_schema or stats is None or not stats.has_min_max:
+                continue
+            name = column.path_in_schema
+            least[name] = stats.min if name not in least else min(least[name], stats.min)
+            greatest[name] = stats.max if name not in greatest else max(greatest[name], stats.max)
+    return json.dumps(
+        {
+            "numRecords": rows,
+            "minValues": {k: _plain(v) for k, v in least.items()},
+            "maxValues": {k: _plain(v) for k, v in greatest.items()},
+        }
+    )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return value
