@@ -1,0 +1,185 @@
+"""Delimited text (CSV, TSV, ...) -> Arrow tables of strings, block by block.
+
+A line is a row, always: a quoted field may hold delimiters but no line break. So a stray quote, which would
+make a general parser swallow the rest of the file, costs its own line. Blocks of whole lines go to Arrow's
+parser; a block in which rows and lines do not add up is read again line by line.
+
+Every line is a row or counted in `Block.ragged`. Blank lines are neither. Bytes that are not UTF-8 become
+U+FFFD.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import BinaryIO, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pacsv
+from numpy.typing import NDArray
+
+from rayscan.errors import FormatError
+
+DELIMITERS = ",;\t|"
+MAX_LINE_BYTES = 16 << 20
+_BOM = b"\xef\xbb\xbf"
+_VALUE = re.compile(r"(?=.*\d)[-+.:/\d]+[T\d.:Z+-]*")  # a number, an address or a time, but no name
+
+
+@dataclass(frozen=True)
+class Header:
+    names: tuple[str, ...]
+    delimiter: str
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows of some lines. Row numbers count the lines after the header from 0, without blank ones."""
+
+    columns: dict[int, pa.Array]  # strings, by place in the header
+    rows: NDArray[np.int64]  # number of each row
+    ragged: NDArray[np.int64]  # numbers of the lines that have another number of fields, or an open quote
+
+
+def read_header(file: BinaryIO, path: str) -> Header:
+    """Names and delimiter from the first line that is not blank; the file then stands behind it."""
+    line = b""
+    while not line.strip():
+        line = file.readline(MAX_LINE_BYTES)
+        if not line:
+            raise FormatError(path, "no header line")
+        line = line.removeprefix(_BOM)
+    text = line.decode("utf-8", "replace").strip("\r\n")
+    delimiter = max(DELIMITERS, key=text.count)  # the first of equals
+    names = tuple(name.strip() for name in next(csv.reader([text], delimiter=delimiter)))
+    if any(_VALUE.fullmatch(name) for name in names):
+        raise FormatError(
+            path, f"the first line holds values, not column names: {text[:80]!r}; add a header line"
+        )
+    return Header(names, delimiter)
+
+
+def read_blocks(
+    file: BinaryIO, path: str, header: Header, wanted: Sequence[int], block_bytes: int
+) -> Iterator[Block]:
+    """The rows of a buffered file with the `wanted` columns, about `block_bytes` of text at a time.
+
+    Raises FormatError, after the rows before it, where the file is damaged or a line exceeds 16 MiB.
+    """
+    row = 0
+    for lines in _lines(cast(io.BufferedIOBase, file), path, block_bytes):
+        text = _clean(lines)
+        count = text.count(b"\n")
+        if count:
+            yield _parse(text, count, row, header, wanted)
+        row += count
+
+
+def _lines(file: io.BufferedIOBase, path: str, block_bytes: int) -> Iterator[bytes]:
+    """The file in pieces that end with a line."""
+    rest, damage = b"", None
+    while True:
+        try:
+            piece = file.read1(block_bytes)  # read() would lose what comes before damage
+        except FormatError as error:
+            piece, damage = b"", error
+        if not piece:
+            break
+        whole, newline, tail = piece.rpartition(b"\n")
+        if newline:
+            yield rest + whole + newline
+            rest = tail
+        else:
+            rest += tail
+        if len(rest) > MAX_LINE_BYTES:
+            raise FormatError(path, f"a line is longer than {MAX_LINE_BYTES >> 20} MiB")
+    if damage is not None:
+        raise damage  # the last line is a part of one
+    if rest:
+        yield rest + b"\n"
+
+
+def _clean(lines: bytes) -> bytes:
+    """UTF-8 with single line feeds and without blank lines."""
+    if b"\r" in lines:
+        lines = lines.replace(b"\r\n", b"\n").replace(b"\r", b" ")
+    while b"\n\n" in lines:
+        lines = lines.replace(b"\n\n", b"\n")
+    try:
+        lines.decode()
+    except UnicodeDecodeError:
+        lines = lines.decode(errors="replace").encode()
+    return lines.lstrip(b"\n")
+
+
+def _parse(text: bytes, count: int, row: int, header: Header, wanted: Sequence[int]) -> Block:
+    parsed = _with_arrow(text, header, wanted)
+    if parsed is None or len(parsed[0][wanted[0]]) + len(parsed[1]) != count:
+        parsed = _line_by_line(text, header, wanted)
+    columns, ragged = parsed
+    rows = np.setdiff1d(np.arange(count), ragged, assume_unique=True)
+    return Block(columns, row + rows, row + ragged)
+
+
+def _with_arrow(
+    text: bytes, header: Header, wanted: Sequence[int]
+) -> tuple[dict[int, pa.Array], NDArray[np.int64]] | None:
+    """Columns and the ragged lines; None where Arrow gives up."""
+    ragged: list[int] = []
+
+    def skip(row: pacsv.InvalidRow) -> str:
+        ragged.append(row.number - 1)
+        return "skip"
+
+    names = [str(place) for place in range(len(header.names))]
+    wanted_names = [str(place) for place in wanted]
+    try:
+        table = pacsv.read_csv(
+            pa.BufferReader(text),
+            pacsv.ReadOptions(use_threads=False, block_size=len(text) + 1, column_names=names),
+            pacsv.ParseOptions(delimiter=header.delimiter, invalid_row_handler=skip),
+            pacsv.ConvertOptions(
+                check_utf8=False,
+                column_types=dict.fromkeys(wanted_names, pa.string()),
+                include_columns=wanted_names,
+            ),
+        )
+    except pa.ArrowInvalid:
+        return None
+    columns = {place: _one(table.column(str(place))) for place in wanted}
+    return columns, np.array(ragged, np.int64)
+
+
+def _one(column: pa.ChunkedArray) -> pa.Array:
+    return (
+        column.chunk(0)
+        if column.num_chunks == 1
+        else pa.concat_arrays(column.chunks or [pa.array([], pa.string())])
+    )
+
+
+def _line_by_line(
+    text: bytes, header: Header, wanted: Sequence[int]
+) -> tuple[dict[int, pa.Array], NDArray[np.int64]]:
+    good: list[list[str]] = []
+    ragged: list[int] = []
+    for number, line in enumerate(text.decode().removesuffix("\n").split("\n")):
+        fields = _fields(line, header.delimiter)
+        if len(fields) == len(header.names):
+            good.append([fields[place] for place in wanted])
+        else:
+            ragged.append(number)
+    columns = {place: pa.array([row[k] for row in good], pa.string()) for k, place in enumerate(wanted)}
+    return columns, np.array(ragged, np.int64)
+
+
+def _fields(line: str, delimiter: str) -> list[str]:
+    """The fields of a line, none where it ends inside a quoted one."""
+    try:
+        return next(csv.reader([line], delimiter=delimiter, strict=True))
+    except csv.Error:
+        return []

@@ -1,0 +1,112 @@
+"""What a file is, told by its first bytes, and the reader for it.
+
+Names say little: captures come as `.gz` that is not, `.log` that is CSV, or with no extension at all. An
+outer compression is undone while streaming; then the format is told by its magic bytes, or, for text, by a
+header line. A format that is known but has no reader is refused by its name.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO, cast
+
+from rayscan.captures.columns import Batch, read_csv, read_parquet
+from rayscan.captures.source import BUFFER_BYTES, COMPRESSIONS, Decompressed, Source
+from rayscan.config import CapturesConfig
+from rayscan.errors import FormatError
+
+Reader = Callable[[BinaryIO, str, CapturesConfig, int], Iterator[Batch]]
+
+SIGNATURES = {
+    b"PAR1": "parquet",
+    b"\xa1\xb2\xc3\xd4": "pcap",
+    b"\xd4\xc3\xb2\xa1": "pcap",
+    b"\xa1\xb2\x3c\x4d": "pcap",  # nanoseconds
+    b"\x4d\x3c\xb2\xa1": "pcap",
+    b"\x0a\x0d\x0d\x0a": "pcapng",
+    b"Obj\x01": "avro",
+    b"#separator": "zeek",
+    b"{": "json",
+    b"\x0c\xa5": "nfdump",
+    b"\xa5\x0c": "nfdump",
+    b"PARE": "encrypted parquet",
+    b"ARROW1": "arrow",
+    b"ORC": "orc",
+    b"PK\x03\x04": "zip",
+}
+"""Magic bytes and the formats they announce."""
+
+READERS: dict[str, Reader] = {
+    "parquet": read_parquet,
+    "csv": read_csv,
+}
+"""The reader of each format."""
+
+_DELIMITERS = b",;\t|"
+_CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1f]")
+
+
+def read_capture(
+    file: BinaryIO, path: str, config: CapturesConfig, batch_rows: int
+) -> tuple[str, Iterator[Batch]]:
+    """Format of a capture, and its flows in batches of at most `batch_rows`.
+
+    `file` is open for reading at any place and stays open until the last batch; `path` is for messages.
+    Raises FormatError for a file that cannot be read, SchemaError for a table that lacks what a flow needs.
+    Both may also come from a later batch; the batches before it then stand.
+    """
+    kind, stream = open_capture(file, path, config.max_ratio)
+    if kind not in READERS:
+        supported = ", ".join(READERS)
+        raise FormatError(path, f"{kind} captures are not supported yet; convert it to one of: {supported}")
+    return kind, READERS[kind](stream, path, config, batch_rows)
+
+
+def open_capture(file: BinaryIO, path: str, max_ratio: int) -> tuple[str, BinaryIO]:
+    """Format of a file, and a buffered stream at the beginning of its decompressed content.
+
+    The stream of a Parquet file is seekable (a compressed one is unpacked into a temporary file), others
+    need not be. Raises FormatError for an empty file, an unknown format, damage, and where the content is
+    more than 64 MiB and more than `max_ratio` times as large as the compressed bytes it was read from.
+    """
+    stream: io.BufferedReader[Any] = io.BufferedReader(Source(file), BUFFER_BYTES)
+    stream.seek(0)
+    head = stream.peek(1)
+    compression = _match(head, COMPRESSIONS)
+    if compression is not None:
+        stream = io.BufferedReader(Decompressed(stream, path, compression, max_ratio), BUFFER_BYTES)
+        head = stream.peek(1)
+    kind = _format(head, path)
+    if kind == "parquet" and compression is not None:
+        return kind, _unpacked(stream)
+    return kind, stream
+
+
+def _match(head: bytes, signatures: dict[bytes, str]) -> str | None:
+    return next((name for magic, name in signatures.items() if head.startswith(magic)), None)
+
+
+def _format(head: bytes, path: str) -> str:
+    if not head:
+        raise FormatError(path, "empty file")
+    known = _match(head, SIGNATURES)
+    if known is not None:
+        return known
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if text.startswith(b"{"):
+        return "json"
+    header = text.split(b"\n", 1)[0]
+    if not _CONTROL.search(header) and any(mark in header for mark in _DELIMITERS):
+        return "csv"
+    raise FormatError(path, f"not a capture in a known format (it begins with {head[:16]!r})")
+
+
+def _unpacked(stream: io.BufferedReader[Any]) -> BinaryIO:
+    unpacked = tempfile.TemporaryFile()  # noqa: SIM115  lives as long as the reader
+    shutil.copyfileobj(stream, unpacked, BUFFER_BYTES)
+    unpacked.seek(0)
+    return cast(BinaryIO, unpacked)
