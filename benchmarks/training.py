@@ -1,0 +1,255 @@
+"""Training steps per second, against a plain re-implementation of the published loop.
+
+Both train the published architecture (preset `paper`) on the same simulated sequences: that equal weights
+give equal vectors is checked before anything is timed. Loading is included on both sides, cutting sequences
+is not. The plain loop does what the published one does: a dictionary of tensors for each sample, padding by a
+collate function, two forward passes per step, attention spelled out, masks built anew, the optimiser's
+defaults, the loss read back in every step. It was written for this comparison and is leaner than a loop that
+also reads files, so the ratio is a lower bound.
+
+    python -m benchmarks.training [--rounds 4] [--threads 2]
+
+The two sides alternate in short blocks, so that other load on the machine hits both; the ratio is that of
+the medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from rayscan.config import ModelConfig, SplitConfig, TrainConfig
+from rayscan.model.encoder import Encoder, sinusoids
+from rayscan.model.features import Sequences, collate
+from rayscan.model.fit import fit
+from rayscan.model.sampling import PairSampler
+
+PAPER = ModelConfig(causal=True, attention_scale="model", time="float32")
+SHAPES = ((128, 16, 12), (64, 128, 5))  # sources in a batch, flows in a sequence, steps in a block
+
+
+def simulated(sources: int, per_source: int, lengths: np.ndarray, seed: int = 0) -> Sequences:
+    """Sequences of flows with random addresses, ports and gaps; `lengths` for each of them."""
+    rng = np.random.default_rng(seed)
+    n, flows = sources * per_source, int(lengths.sum())
+    return Sequences(
+        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        src=np.repeat(np.arange(sources), per_source),
+        index=np.tile(np.arange(per_source, dtype=np.int32), sources),
+        sequences=np.full(n, per_source, np.int32),
+        sequence_id=np.arange(n),
+        start=1_700_000_000_000_000 + rng.integers(0, 10**12, n),
+        columns={
+            "dst": rng.integers(0, 2**32, flows),
+            "dst_port": rng.integers(0, 2**16, flows).astype(np.int32),
+            "proto": rng.choice([1, 6, 17], flows).astype(np.int16),
+            "gap_us": rng.integers(0, 10**9, flows),
+        },
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# The published way, written plainly
+# ---------------------------------------------------------------------------------------------
+
+
+def samples_of(sequences: Sequences) -> list[dict[str, Tensor]]:
+    """One dictionary of tensors for each sequence."""
+    samples = []
+    for i in range(len(sequences)):
+        part = slice(sequences.offsets[i], sequences.offsets[i + 1])
+        gap = sequences.columns["gap_us"][part].copy()
+        gap[0] = 0
+        samples.append(
+            {
+                "time": torch.from_numpy(sequences.start[i] + np.cumsum(gap)),
+                "dst": torch.from_numpy(sequences.columns["dst"][part]),
+                "port": torch.from_numpy(sequences.columns["dst_port"][part].astype(np.int64)),
+                "proto": torch.from_numpy(sequences.columns["proto"][part].astype(np.int64)),
+            }
+        )
+    return samples
+
+
+def collate_samples(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: pad_sequence([s[name] for s in samples], batch_first=True) for name in samples[0]}
+
+
+class PlainAttention(nn.Module):
+    def __init__(self, d: int, heads: int) -> None:
+        super().__init__()
+        self.d, self.heads = d, heads
+        self.query, self.key, self.value, self.out = (nn.Linear(d, d) for _ in range(4))
+
+    def forward(self, x: Tensor, blocked: Tensor) -> Tensor:
+        batch, length, _ = x.shape
+
+        def split(y: Tensor) -> Tensor:
+            return y.view(batch, length, self.heads, -1).transpose(1, 2)
+
+        q, k, v = split(self.query(x)), split(self.key(x)), split(self.value(x))
+        scores = (q @ k.transpose(-2, -1) / math.sqrt(self.d)).masked_fill(blocked, float("-inf"))
+        mixed = torch.nan_to_num(torch.softmax(scores, dim=-1)) @ v
+        return self.out(mixed.transpose(1, 2).contiguous().view(batch, length, self.d))
+
+
+class PlainLayer(nn.Module):
+    def __init__(self, d: int, heads: int, d_ff: int) -> None:
+        super().__init__()
+        self.attention = PlainAttention(d, heads)
+        self.widen, self.narrow = nn.Linear(d, d_ff), nn.Linear(d_ff, d)
+        self.norm_attention, self.norm_feed = nn.LayerNorm(d), nn.LayerNorm(d)
+        self.dropout_attention, self.dropout_feed = nn.Dropout(0.1), nn.Dropout(0.1)
+
+    def forward(self, x: Tensor, blocked: Tensor) -> Tensor:
+        x = self.norm_attention(x + self.dropout_attention(self.attention(x, blocked)))
+        return self.norm_feed(x + self.dropout_feed(self.narrow(F.relu(self.widen(x)))))
+
+
+class PlainEncoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.octets = nn.ModuleList(nn.Embedding(256, 8) for _ in range(4))
+        self.port, self.proto, self.time = nn.Embedding(65536, 16), nn.Embedding(256, 4), nn.Linear(1, 16)
+        self.mix, self.norm = nn.Linear(68, 128), nn.LayerNorm(128)
+        self.layers = nn.ModuleList(PlainLayer(128, 4, 256) for _ in range(4))
+        self.project = nn.Sequential(nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 128))
+        self.register_buffer("position", sinusoids(128, 128))
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        time_ = batch["time"].float()
+        gap = torch.cat([torch.zeros_like(time_[:, :1]), time_[:, 1:] - time_[:, :-1]], dim=1)
+        real = batch["proto"] != 0
+        parts = [
+            table((batch["dst"] >> s) & 255) for table, s in zip(self.octets, (24, 16, 8, 0), strict=True)
+        ]
+        parts += [self.port(batch["port"]), self.proto(batch["proto"])]
+        parts += [self.time(torch.log1p(gap.clamp(min=0)).unsqueeze(-1))]
+        x = self.norm(self.mix(torch.cat(parts, dim=-1)))
+        length = x.shape[1]
+        x = x + self.position[:length]
+        blocked = (
+            torch.triu(torch.ones(length, length, dtype=torch.bool), diagonal=1) | ~real[:, None, None, :]
+        )
+        for layer in self.layers:
+            x = layer(x, blocked)
+        weight = real.unsqueeze(-1).float()
+        return F.normalize(self.project((x * weight).sum(1) / weight.sum(1)), dim=-1)
+
+    def load(self, encoder: Encoder) -> PlainEncoder:
+        """The weights of rayscan's encoder under this one's names."""
+        own = {}
+        for name, x in encoder.state_dict().items():
+            if ".qkv." in name:
+                layer, kind = name.split(".qkv.")
+                for part, rows in zip(("query", "key", "value"), x.chunk(3), strict=True):
+                    own[f"{layer}.attention.{part}.{kind}"] = rows
+            else:
+                own[_renamed(name)] = x
+        self.load_state_dict(own, strict=False)
+        return self
+
+
+def _renamed(name: str) -> str:
+    pairs = {
+        "tokens.parts.dst.tables": "octets",
+        "tokens.parts.dst_port": "port",
+        "tokens.parts.proto": "proto",
+    }
+    pairs |= {"tokens.parts.gap": "time", "tokens.": "", ".out.": ".attention.out."}
+    for old, new in pairs.items():
+        name = name.replace(old, new)
+    return name
+
+
+def plain_loss(first: Tensor, second: Tensor, temperature: float) -> Tensor:
+    z = torch.cat([first, second])
+    n = len(first)
+    similarity = (z @ z.T / temperature).masked_fill(torch.eye(2 * n, dtype=torch.bool), float("-inf"))
+    return F.cross_entropy(similarity, torch.cat([torch.arange(n) + n, torch.arange(n)]))
+
+
+def plain_steps(encoder: PlainEncoder, sequences: Sequences, sources: int) -> Iterator[float]:
+    """The published loop; yields each step's loss."""
+    samples = samples_of(sequences)
+    of_source: dict[int, list[int]] = {}
+    for i, source in enumerate(sequences.src.tolist()):
+        of_source.setdefault(source, []).append(i)
+    optimizer = torch.optim.AdamW(encoder.parameters(), lr=1e-3)
+    encoder.train()
+    while True:
+        pairs = [random.sample(of_source[s], 2) for s in random.sample(list(of_source), sources)]
+        first = encoder(collate_samples([samples[i] for i, _ in pairs]))
+        second = encoder(collate_samples([samples[j] for _, j in pairs]))
+        loss = plain_loss(first, second, 0.07)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        yield loss.item()
+
+
+def check_equal(sequences: Sequences) -> PlainEncoder:
+    """A plain encoder with the weights of one of ours, after checking that both give the same vectors."""
+    torch.manual_seed(0)
+    ours = Encoder(PAPER).eval()
+    plain = PlainEncoder().load(ours).eval()
+    rows = np.arange(32)
+    samples = samples_of(sequences.take(rows))
+    with torch.inference_mode():
+        difference = (ours(collate(sequences, rows, PAPER)) - plain(collate_samples(samples))).abs().max()
+    assert difference < 1e-5, f"the two encoders differ by {difference}"
+    return plain
+
+
+# ---------------------------------------------------------------------------------------------
+
+
+def measure(sources: int, length: int, steps: int, rounds: int) -> dict[str, float]:
+    """Milliseconds per step of both, medians over alternating blocks."""
+    sequences = simulated(400, 8, np.full(3200, length))
+    sequences.columns["gap_us"][sequences.offsets[:-1]] = 0
+    plain = plain_steps(check_equal(sequences), sequences, sources)
+    train = TrainConfig(
+        steps=steps, batch_sources=sources, schedule="constant", warmup_steps=0, clip_norm=None
+    )
+    split = SplitConfig(test_sources=0, validation_sources=0, unseen_sequences=0)
+    sampler = PairSampler([0], lambda _: sequences, split, train)
+    times: dict[str, list[float]] = {"plain": [], "rayscan": []}
+    for turn in range(rounds + 1):
+        begin = time.perf_counter()
+        for _ in range(steps):
+            next(plain)
+        middle = time.perf_counter()
+        fit(PAPER, train, sampler)
+        end = time.perf_counter()
+        if turn:  # the first turn warms up
+            times["plain"].append(1e3 * (middle - begin) / steps)
+            times["rayscan"].append(1e3 * (end - middle) / steps)
+    plain_ms, ours_ms = (float(np.median(times[name])) for name in ("plain", "rayscan"))
+    return {"plain_ms": plain_ms, "rayscan_ms": ours_ms, "ratio": plain_ms / ours_ms}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    for sources, length, steps in SHAPES:
+        result = measure(sources, length, steps, arguments.rounds)
+        rounded = {name: round(value, 2) for name, value in result.items()}
+        print(json.dumps({"sources": sources, "flows": length, "threads": arguments.threads} | rounded))
+
+
+if __name__ == "__main__":
+    main()

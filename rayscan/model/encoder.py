@@ -1,0 +1,225 @@
+"""The encoder: a transformer that turns a sequence of flows into one unit vector.
+
+The published architecture (Presberger et al., arXiv 2606.04733) is one setting of it: tables for the
+destination's octets, port and protocol and a line for time, concatenated to one token per flow; four
+post-norm layers; the mean over flows; a projection of two layers; 1,629,856 parameters. `causal`,
+`attention_scale` and `time` of ModelConfig switch what its code does differently from what one would expect.
+
+`Tokens` turns a batch of `features.collate` into tokens and is the only part that knows the inputs; another
+way to see a flow is another module with the same forward, chosen in `Encoder.__init__`.
+
+Attention is the fused kernel. Padding stands on the right, so under a causal mask no flow sees any, and no
+padding mask is needed there: what is computed at padding is left out of the mean.
+
+A value that is not recorded embeds to zero rather than to a row of its own: it adds nothing to the token,
+costs no parameter, and works for a model whose training data never lacked it.
+
+Shapes: B sequences, L flows, D width, H heads, K width of a head.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rayscan.config import ModelConfig
+
+OCTET_WIDTH, PORT_WIDTH, PROTO_WIDTH, TIME_WIDTH = 8, 16, 4, 16
+TTL_WIDTH, SIZE_WIDTH, FLAGS_WIDTH = 8, 8, 8
+SIZES = 1501
+"""Packet sizes told apart; larger ones, which Ethernet does not carry, count as 1500 bytes."""
+FLAGS = 512  # nine TCP flags
+
+
+class Table(nn.Module):
+    """Embedding [..., width] of integers [...]; negative ones (missing) give the zero vector."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(rows, width))
+
+    def forward(self, value: Tensor) -> Tensor:
+        present = (value >= 0).unsqueeze(-1)
+        return F.embedding(value.clamp(min=0), self.weight) * present
+
+
+class Tokens(nn.Module):
+    """A batch of flows [B, L] to tokens [B, L, D]: embed each input, concatenate, mix, normalise."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.inputs = config.inputs
+        parts: dict[str, nn.Module] = {}
+        width = 0
+        for name in config.inputs:
+            parts[name], size = _part(name)
+            width += size
+        self.parts = nn.ModuleDict(parts)
+        self.mix = nn.Linear(width, config.d_model)
+        self.norm = nn.LayerNorm(config.d_model)
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        seen = [self.parts[name](batch[name]) for name in self.inputs]
+        tokens: Tensor = self.norm(self.mix(torch.cat(seen, dim=-1)))
+        return tokens
+
+
+class Octets(nn.Module):
+    """An IPv4 address as its four octets, each with a table of its own, concatenated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables = nn.ModuleList(Table(256, OCTET_WIDTH) for _ in range(4))
+
+    def forward(self, address: Tensor) -> Tensor:
+        missing = address < 0
+        shifts = (24, 16, 8, 0)
+        octets = [((address >> shift) & 0xFF).masked_fill(missing, -1) for shift in shifts]
+        return torch.cat([table(octet) for table, octet in zip(self.tables, octets, strict=True)], dim=-1)
+
+
+class Clamped(Table):
+    """A table whose last row stands for every larger value too."""
+
+    def forward(self, value: Tensor) -> Tensor:
+        return super().forward(value.clamp(max=len(self.weight) - 1))
+
+
+class Line(nn.Linear):
+    """A number to a vector, by one line."""
+
+    def __init__(self) -> None:
+        super().__init__(1, TIME_WIDTH)
+
+    def forward(self, value: Tensor) -> Tensor:
+        return super().forward(value.unsqueeze(-1))
+
+
+def _part(name: str) -> tuple[nn.Module, int]:
+    """Module that embeds one input, and its width."""
+    match name:
+        case "dst":
+            return Octets(), 4 * OCTET_WIDTH
+        case "dst_port":
+            return Table(65536, PORT_WIDTH), PORT_WIDTH
+        case "proto":
+            return Table(256, PROTO_WIDTH), PROTO_WIDTH
+        case "gap":
+            return Line(), TIME_WIDTH
+        case "ttl":
+            return Table(256, TTL_WIDTH), TTL_WIDTH
+        case "size":
+            return Clamped(SIZES, SIZE_WIDTH), SIZE_WIDTH
+        case "tcp_flags":
+            return Clamped(FLAGS, FLAGS_WIDTH), FLAGS_WIDTH
+    raise ValueError(f"no embedding for input {name!r}")
+
+
+class Layer(nn.Module):
+    """One post-norm transformer layer: attention, then two linear maps with a ReLU between."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        d = config.d_model
+        self.heads, self.causal = config.heads, config.causal
+        self.scale = 1 / math.sqrt(d // config.heads if config.attention_scale == "head" else d)
+        self.dropout = config.dropout
+        self.qkv = nn.Linear(d, 3 * d)
+        self.out = nn.Linear(d, d)
+        self.norm_attention = nn.LayerNorm(d)
+        self.widen = nn.Linear(d, config.d_ff)
+        self.narrow = nn.Linear(config.d_ff, d)
+        self.norm_feed = nn.LayerNorm(d)
+
+    def forward(self, x_BLD: Tensor, mask_B11L: Tensor | None) -> Tensor:
+        p = self.dropout if self.training else 0.0
+        x_BLD = self.norm_attention(add_dropped(x_BLD, self.attend(x_BLD, mask_B11L), p))
+        fed_BLD = self.narrow(F.relu(self.widen(x_BLD)))
+        return self.norm_feed(add_dropped(x_BLD, fed_BLD, p))  # type: ignore[no-any-return]
+
+    def attend(self, x_BLD: Tensor, mask_B11L: Tensor | None) -> Tensor:
+        B, L, D = x_BLD.shape
+        q_BHLK, k_BHLK, v_BHLK = (
+            part_BLD.view(B, L, self.heads, -1).transpose(1, 2)
+            for part_BLD in self.qkv(x_BLD).split(D, dim=-1)
+        )
+        mixed = F.scaled_dot_product_attention(
+            q_BHLK, k_BHLK, v_BHLK, attn_mask=mask_B11L, is_causal=self.causal, scale=self.scale
+        )
+        return self.out(mixed.transpose(1, 2).reshape(B, L, D))  # type: ignore[no-any-return]
+
+
+class Encoder(nn.Module):
+    """Sequences to unit vectors. `config` says all that is needed to build it again."""
+
+    position: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.tokens = Tokens(config)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        self.project = nn.Sequential(
+            nn.Linear(config.d_model, config.d_model),
+            nn.ReLU(),
+            nn.Linear(config.d_model, config.d_embedding),
+        )
+        self.register_buffer("position", sinusoids(256, config.d_model), persistent=False)
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        """Unit vectors, float32 [B, d_embedding], of a batch from `features.collate`.
+
+        Every sequence has at least one flow; its vector does not depend on the others in the batch.
+        """
+        mask_BL = batch["mask"]
+        x_BLD = self.tokens(batch)
+        x_BLD = x_BLD + self._positions(x_BLD)
+        # Whether a batch has padding is asked on the CPU only: the answer would make a GPU wait.
+        full = mask_BL.device.type == "cpu" and bool(mask_BL.all())
+        mask_B11L = None if full or self.config.causal else mask_BL[:, None, None, :]
+        for layer in self.layers:
+            x_BLD = layer(x_BLD, mask_B11L)
+        pooled_BD = x_BLD.mean(dim=1) if full else _masked_mean(x_BLD, mask_BL)
+        return F.normalize(self.project(pooled_BD).float(), dim=-1)
+
+    def _positions(self, x_BLD: Tensor) -> Tensor:
+        length = x_BLD.shape[1]
+        if length > len(self.position):
+            with torch.inference_mode(False):  # the buffer outlives an inference that happens to grow it
+                grown = sinusoids(1 << (length - 1).bit_length(), self.config.d_model)
+                self.position = grown.to(self.position)
+        return self.position[:length]
+
+
+def add_dropped(x: Tensor, branch: Tensor, p: float) -> Tensor:
+    """x + dropout(branch, p).
+
+    PyTorch's dropout on a CPU draws one number at a time, a tenth of all training time; here a draw of 64
+    bits serves four values. That rounds p to a multiple of 2^-16, which the scale takes into account.
+    """
+    if p == 0 or branch.device.type != "cpu":
+        return x + F.dropout(branch, p)
+    n = branch.numel()
+    bits = torch.empty((n + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    dropped = round(p * 2**16)
+    keep = torch.ge(bits[:n].view(branch.shape), dropped - 2**15, out=torch.empty_like(branch))
+    return torch.addcmul(x, branch, keep, value=2**16 / (2**16 - dropped))
+
+
+def _masked_mean(x_BLD: Tensor, mask_BL: Tensor) -> Tensor:
+    weight_BL = mask_BL.to(x_BLD.dtype)
+    sum_BD = torch.bmm(weight_BL.unsqueeze(1), x_BLD).squeeze(1)
+    return sum_BD / weight_BL.sum(dim=1, keepdim=True)
+
+
+def sinusoids(length: int, width: int) -> Tensor:
+    """Positional encoding [length, width]: sines in even columns, cosines in odd (Vaswani et al. 2017)."""
+    rate = torch.exp(torch.arange(0, width, 2) * (-math.log(10_000.0) / width))
+    angle = torch.arange(length).unsqueeze(1) * rate
+    table = torch.empty(length, width)
+    table[:, 0::2] = angle.sin()
+    table[:, 1::2] = angle.cos()[:, : width // 2]
+    return table
