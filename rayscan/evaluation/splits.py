@@ -23,10 +23,12 @@ def part_of(
 ) -> NDArray[np.int8]:
     """Part of each sequence, int8 (a position in PART_NAMES).
 
-    `src`, `index` and `sequences` are the columns of the sequences table, all of shape (N,).
+    `src`, `index` and `sequences` are the columns of the sequences table, all of shape (N,). Of n sequences
+    of a training source and period the first ⌊n (1 - unseen_sequences)⌋ are trained on, and at least one.
     """
     u = uniform(src, split.seed)
-    seen = np.maximum(np.floor(sequences * (1 - split.unseen_sequences)), 1)
+    # 10 * (1 - 0.8) is 1.9999999999999996, and must count as 2.
+    seen = np.maximum(np.floor(sequences * (1 - split.unseen_sequences) + 1e-9), 1)
     part = np.where(index < seen, TRAIN, UNSEEN_SEQUENCES)
     part = np.where(u < split.test_sources + split.validation_sources, VALIDATION, part)
     return np.where(u < split.test_sources, UNSEEN_SOURCES, part).astype(np.int8)

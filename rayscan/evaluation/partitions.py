@@ -1,0 +1,238 @@
+"""Clusters against what is known: how well one partition agrees with another.
+
+All figures come from the contingency table (cluster, group) -> count, held sparse, so a million rows
+take a sort and little more. Pairs of sequences are never enumerated: n rows in a cell are n(n-1)/2 pairs.
+
+Sequences of one source share their label, and any clustering that recognises sources joins them, which
+flatters the agreement with labels. So joins are also scored over pairs of different sources only: the
+pairs of a cell minus those of its (cluster, label, source) cells.
+
+scikit-learn's adjusted mutual information loops over every pair of cluster and group; here those of equal
+sizes share one term, and only the likely part of each distribution is summed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numba as nb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from scipy.special import gammaln
+
+from rayscan.errors import DataError
+
+UNLABELLED = -1
+
+
+@dataclass(frozen=True)
+class Joins:
+    """Pairs of sequences: in one cluster, of one group, and both. Scores are NaN where undefined."""
+
+    joined: int
+    together: int
+    both: int
+
+    @property
+    def precision(self) -> float:
+        return self.both / self.joined if self.joined else np.nan
+
+    @property
+    def recall(self) -> float:
+        return self.both / self.together if self.together else np.nan
+
+    @property
+    def f1(self) -> float:
+        either = self.joined + self.together
+        return 2 * self.both / either if either else np.nan
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Scores of one partition against another, as defined by scikit-learn; of no rows, NaN."""
+
+    ari: float
+    ami: float
+    homogeneity: float
+    completeness: float
+    v_measure: float
+
+
+def label_codes(labels: Any) -> tuple[NDArray[np.int64], list[str]]:
+    """Position of each label among the names, UNLABELLED for null; int64 (N,), and the names in order.
+
+    `labels` is a pyarrow string array (chunked or not), or a sequence of str and None.
+    """
+    if isinstance(labels, (pa.Array, pa.ChunkedArray)):
+        values = labels.cast(pa.string())
+    else:
+        values = pa.array(labels, pa.string(), from_pandas=True)
+    names = sorted(name for name in values.unique().to_pylist() if name is not None)
+    encoded = pc.index_in(values, pa.array(names, pa.string()))
+    return np.asarray(encoded.fill_null(UNLABELLED), np.int64), names
+
+
+def agreement(clusters: NDArray[np.integer], groups: NDArray[np.integer]) -> Agreement:
+    """ARI, AMI and V-measure (natural logarithms, arithmetic mean) of clusters against groups.
+
+    Both are ids of shape (N,). Rows whose group is UNLABELLED are left out. A value of one class on
+    either side follows scikit-learn: homogeneity of one group and completeness of one cluster are 1.
+    """
+    clusters, groups = _labelled(clusters, groups)
+    if not len(clusters):
+        return Agreement(*[np.nan] * 5)
+    (rows, columns), cells, (a, b) = _contingency(clusters, groups)
+    information = _mutual_information(cells, a[rows], b[columns])
+    h_clusters, h_groups = _entropy(a), _entropy(b)
+    homogeneity = information / h_groups if h_groups else 1.0
+    completeness = information / h_clusters if h_clusters else 1.0
+    v = 2 * homogeneity * completeness / (homogeneity + completeness) if homogeneity + completeness else 0.0
+    return Agreement(
+        ari=_adjusted_rand(cells, a, b),
+        ami=_adjusted_information(information, h_clusters, h_groups, a, b),
+        homogeneity=homogeneity,
+        completeness=completeness,
+        v_measure=v,
+    )
+
+
+def joins(
+    clusters: NDArray[np.integer], groups: NDArray[np.integer], src: NDArray[np.integer] | None = None
+) -> Joins:
+    """Pairs of sequences that share cluster, group, or both; all ids of shape (N,), UNLABELLED rows left out.
+
+    With `src` only pairs of different sources count.
+    """
+    ids = _labelled(clusters, groups) if src is None else _labelled(clusters, groups, src)
+    cluster, group, *source = (np.unique(each, return_inverse=True)[1] for each in ids)
+    kinds = [(cluster,), (group,), (cluster, group)]
+    within = [_pairs_sharing(*kind, *source) if source else 0 for kind in kinds]
+    return Joins(*(_pairs_sharing(*kind) - same for kind, same in zip(kinds, within, strict=True)))
+
+
+def compare(
+    clusters: NDArray[np.integer], groups: NDArray[np.integer], src: NDArray[np.integer] | None = None
+) -> dict[str, Any]:
+    """All of the above as a dictionary for JSON, NaN as None; joins across sources if `src` is given."""
+    has = np.asarray(groups) != UNLABELLED
+    return {
+        "sequences": int(has.sum()),
+        "groups": len(np.unique(np.asarray(groups)[has])),
+        **{name: _number(value) for name, value in asdict(agreement(clusters, groups)).items()},
+        "join": _scores(joins(clusters, groups)),
+        "join_across_sources": None if src is None else _scores(joins(clusters, groups, src)),
+    }
+
+
+def _scores(found: Joins) -> dict[str, Any]:
+    return {name: _number(getattr(found, name)) for name in ("precision", "recall", "f1")} | asdict(found)
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _labelled(*ids: NDArray[np.integer]) -> list[NDArray[np.int64]]:
+    """Ids (the second are groups) of the rows that have a group."""
+    if len({np.shape(each) for each in ids}) > 1:
+        raise DataError(
+            f"ids of shapes {', '.join(str(np.shape(each)) for each in ids)}; give one id per row"
+        )
+    has = np.asarray(ids[1]) != UNLABELLED
+    return [np.asarray(each, np.int64)[has] for each in ids]
+
+
+def _pairs_sharing(*positions: NDArray[np.int64]) -> int:
+    """Number of unordered pairs of rows that agree in every one of these; each counts from 0."""
+    code, codes = positions[0], int(positions[0].max(initial=0)) + 1
+    for each in positions[1:]:
+        size = int(each.max(initial=0)) + 1
+        if codes * size >= 2**63:
+            values, code = np.unique(code, return_inverse=True)
+            codes = len(values)
+        code, codes = code * size + each, codes * size
+    counts = np.unique(code, return_counts=True)[1]
+    return int((counts * (counts - 1) // 2).sum())
+
+
+def _contingency(
+    clusters: NDArray[np.int64], groups: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Filled cells as positions (2, K) and counts (K,), and the sizes of clusters and of groups."""
+    _, i, a = np.unique(clusters, return_inverse=True, return_counts=True)
+    _, j, b = np.unique(groups, return_inverse=True, return_counts=True)
+    where, counts = np.unique(i * len(b) + j, return_counts=True)
+    return np.stack(np.divmod(where, len(b))), counts, (a, b)
+
+
+def _entropy(sizes: NDArray[np.int64]) -> float:
+    p = sizes / sizes.sum()
+    return float(-(p * np.log(p)).sum())
+
+
+def _mutual_information(cells: NDArray[np.int64], a: NDArray[np.int64], b: NDArray[np.int64]) -> float:
+    n = int(cells.sum())
+    information = cells / n * (np.log(cells) + np.log(n) - np.log(a) - np.log(b))
+    return max(float(information.sum()), 0.0)
+
+
+def _adjusted_rand(cells: NDArray[np.int64], a: NDArray[np.int64], b: NDArray[np.int64]) -> float:
+    """Hubert and Arabie, Comparing partitions, 1985. Python integers: pairs of pairs exceed 64 bits."""
+    both, joined, together = (int((x * (x - 1) // 2).sum()) for x in (cells, a, b))
+    n = int(cells.sum())
+    pairs = n * (n - 1) // 2
+    if joined == together == both:
+        return 1.0
+    chance = joined * together / pairs
+    return (both - chance) / ((joined + together) / 2 - chance)
+
+
+def _adjusted_information(
+    information: float, h_a: float, h_b: float, a: NDArray[np.int64], b: NDArray[np.int64]
+) -> float:
+    """Vinh, Epps and Bailey, Information theoretic measures for clusterings comparison, JMLR 2010."""
+    if (len(a) == len(b) == 1) or (len(a) == len(b) == int(a.sum())):
+        return 1.0
+    sizes_a, times_a = np.unique(a, return_counts=True)
+    sizes_b, times_b = np.unique(b, return_counts=True)
+    log_factorial = gammaln(np.arange(int(a.sum()) + 1) + 1.0)
+    chance = float(_expected_information(sizes_a, times_a, sizes_b, times_b, log_factorial))
+    room = (h_a + h_b) / 2 - chance
+    if abs(room) < 1e-12:  # every partition of these sizes agrees as well as any other
+        return 0.0
+    return (information - chance) / room
+
+
+@nb.njit(cache=True)
+def _expected_information(a, times_a, b, times_b, log_factorial):  # type: ignore[no-untyped-def]
+    """Mean mutual information of random partitions with these distinct sizes, each `times` often.
+
+    A cell of sizes x and y holds k with hypergeometric probability. The sum starts at its mode and
+    walks both ways, by the ratio of neighbouring terms, until they no longer count.
+    """
+    n = log_factorial.size - 1
+    f = log_factorial
+    total = 0.0
+    for i in range(a.size):
+        for j in range(b.size):
+            x, y = a[i], b[j]
+            low, high = max(1, x + y - n), min(x, y)
+            mode = min(max((x + 1) * (y + 1) // (n + 2), low), high)
+            log_p = f[x] + f[y] + f[n - x] + f[n - y] - f[n] - f[mode] - f[x - mode] - f[y - mode]
+            start = np.exp(log_p - f[n - x - y + mode])
+            scale = np.log(n) - np.log(x) - np.log(y)
+            cell, p, k = 0.0, start, mode
+            while k <= high and p > 1e-18:
+                cell += p * k * (np.log(k) + scale)
+                p *= (x - k) * (y - k) / ((k + 1.0) * (n - x - y + k + 1))
+                k += 1
+            p, k = start, mode
+            while k > low and p > 1e-18:
+                p *= k * (n - x - y + k) / ((x - k + 1.0) * (y - k + 1))
+                k -= 1
+                cell += p * k * (np.log(k) + scale)
+            total += cell / n * times_a[i] * times_b[j]
+    return total

@@ -1,0 +1,143 @@
+"""Agreement of partitions against scikit-learn, and joins against every pair written out."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from sklearn import metrics
+
+from rayscan.errors import DataError
+from rayscan.evaluation.partitions import UNLABELLED, Joins, agreement, compare, joins, label_codes
+
+Ids = NDArray[np.int64]
+
+
+@given(st.integers(0, 10**6), st.integers(1, 60), st.integers(1, 12), st.integers(1, 12))
+@settings(max_examples=80, deadline=None)
+def test_scores_are_scikit_learns(seed: int, n: int, k: int, m: int) -> None:
+    rng = np.random.default_rng(seed)
+    a, b = rng.integers(0, k, n), rng.integers(0, m, n)
+    found = agreement(a, b)
+    assert found.ari == pytest.approx(metrics.adjusted_rand_score(b, a), abs=1e-9)
+    homogeneity, completeness, v = metrics.homogeneity_completeness_v_measure(b, a)
+    assert found.homogeneity == pytest.approx(homogeneity, abs=1e-9)
+    assert found.completeness == pytest.approx(completeness, abs=1e-9)
+    assert found.v_measure == pytest.approx(v, abs=1e-9)
+    if n > 1 and max(len(np.unique(a)), len(np.unique(b))) > 1:
+        assert found.ami == pytest.approx(metrics.adjusted_mutual_info_score(b, a), abs=1e-6)
+
+
+def test_large_uneven_clusters() -> None:
+    """Sizes over four orders: the far tails of the chance term must not be lost."""
+    rng = np.random.default_rng(0)
+    a = np.minimum(rng.geometric(0.02, 20_000), 400)
+    b = np.where(rng.random(20_000) < 0.4, a % 37, rng.integers(0, 37, 20_000))
+    found = agreement(a, b)
+    assert found.ami == pytest.approx(metrics.adjusted_mutual_info_score(b, a), abs=1e-9)
+    assert found.ari == pytest.approx(metrics.adjusted_rand_score(b, a), abs=1e-9)
+
+
+def test_many_rows() -> None:
+    rng = np.random.default_rng(1)
+    src = rng.integers(0, 100_000, 300_000)
+    cluster = np.where(rng.random(300_000) < 0.5, src % 5_000, rng.integers(0, 5_000, 300_000))
+    found = compare(cluster, src % 300, src)
+    assert found["ari"] == pytest.approx(metrics.adjusted_rand_score(src % 300, cluster), abs=1e-9)
+    assert 0 < found["ami"] < 1
+    join = found["join"]
+    assert join["both"] <= min(join["joined"], join["together"])
+
+
+def written_out(cluster: Ids, label: Ids, src: Ids | None) -> Joins:
+    joined = together = both = 0
+    for i, j in combinations(range(len(cluster)), 2):
+        if UNLABELLED in (label[i], label[j]) or (src is not None and src[i] == src[j]):
+            continue
+        one, other = cluster[i] == cluster[j], label[i] == label[j]
+        joined, together, both = joined + int(one), together + int(other), both + int(one and other)
+    return Joins(joined, together, both)
+
+
+@given(st.integers(0, 10**6), st.integers(0, 40), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_joins_are_those_of_all_pairs(seed: int, n: int, across: bool) -> None:
+    """A source may have several labels and lie in several clusters."""
+    rng = np.random.default_rng(seed)
+    cluster, label = rng.integers(-3, 4, n), rng.integers(-1, 4, n)
+    src = rng.integers(0, 2**32, 9)[rng.integers(0, 9, n)]
+    given_src = src if across else None
+    assert joins(cluster, label, given_src) == written_out(cluster, label, given_src)
+
+
+def test_sources_alone_flatter_the_labels() -> None:
+    """Clusters that are just the sources: half of all joins are found, and none across sources."""
+    src = np.repeat(np.arange(4), 10)
+    label = src // 2
+    found = compare(src, label, src)
+    assert found["join"]["precision"] == 1
+    assert found["join"]["recall"] == pytest.approx(180 / 380)
+    across = found["join_across_sources"]
+    assert across == {"precision": None, "recall": 0, "f1": 0, "joined": 0, "together": 200, "both": 0}
+
+
+def test_equal_partitions_under_other_names() -> None:
+    label = np.array([5, 5, 2, 2, 2, 0])
+    found = agreement(np.array([1, 1, 9, 9, 9, 4]), label)
+    assert (found.ari, found.ami, found.v_measure) == pytest.approx((1, 1, 1))
+    assert joins(label, label) == Joins(4, 4, 4)
+
+
+def test_one_cluster_of_everything() -> None:
+    found = agreement(np.zeros(6, np.int64), np.arange(6) % 3)
+    scores = (found.ari, found.ami, found.homogeneity, found.completeness, found.v_measure)
+    assert scores == pytest.approx((0, 0, 0, 1, 0), abs=1e-9)
+
+
+def test_nothing_labelled() -> None:
+    found = compare(np.arange(3), np.full(3, UNLABELLED), np.arange(3))
+    assert found["sequences"] == found["groups"] == 0
+    assert found["ari"] is found["ami"] is found["join"]["f1"] is None
+
+
+def test_unlabelled_rows_do_not_matter() -> None:
+    rng = np.random.default_rng(2)
+    cluster, label = rng.integers(0, 5, 50), rng.integers(-1, 4, 50)
+    assert agreement(cluster, label) == agreement(cluster[label >= 0], label[label >= 0])
+
+
+def test_columns_of_different_length_are_refused() -> None:
+    with pytest.raises(DataError, match="one id per row"):
+        joins(np.zeros(3, np.int64), np.zeros(2, np.int64))
+
+
+LABELS = ['a "quoted" one', "it's", None, "сканер 🛰", "", "a,b\n", 'a "quoted" one', None]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        LABELS,
+        np.array(LABELS, object),
+        pa.array(LABELS, pa.string()),
+        pa.chunked_array([LABELS[:3], LABELS[3:]], pa.string()),
+        pa.array(LABELS, pa.string()).dictionary_encode(),
+    ],
+)
+def test_labels_of_any_kind(labels: object) -> None:
+    codes, names = label_codes(labels)
+    assert codes.dtype == np.int64
+    assert names == sorted({name for name in LABELS if name is not None})
+    assert [None if code == UNLABELLED else names[code] for code in codes] == LABELS
+
+
+def test_no_labels_at_all() -> None:
+    codes, names = label_codes([None, None])
+    assert codes.tolist() == [-1, -1] and names == []
+    assert label_codes([])[0].tolist() == []
+    assert label_codes(pa.nulls(2))[0].tolist() == [-1, -1]
