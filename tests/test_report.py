@@ -1,0 +1,513 @@
+"""The report as text, and as a page in a headless Chromium: nothing of the data may run, load or get lost."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from browser.chromium import Chromium, find_chromium
+from report_example import NASTY, cluster_table, evaluation, example, sequence, sequence_table
+
+from rayscan import schema
+from rayscan.errors import SchemaError
+from rayscan.report import ReportData, render, summarise, words
+from rayscan.report.page import PERIODS, verdict
+from rayscan.report.plots import block
+from rayscan.report.summary import ACTIVITY, SUMMARY
+
+ADDRESS = re.compile(r"\b\d{1,3}(\.\d{1,3}){3}\b")
+
+
+class Page(HTMLParser):
+    """Elements, text and scripts of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self.text = ""
+        self._inside = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._inside = tag
+        if tag == "script":
+            self.scripts.append("")
+        self.text += " "
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._inside == "script":
+            self.scripts[-1] += data
+        elif self._inside != "style":
+            self.text += data
+
+    @property
+    def data(self) -> dict[str, Any]:
+        return dict(json.loads(self.scripts[0]))
+
+
+def nothing(**more: Any) -> ReportData:
+    """A report on nothing at all."""
+    fields: dict[str, Any] = {
+        "captures": schema.CAPTURES.empty_table(),
+        "rejects": schema.REJECTS.empty_table(),
+        "periods": PERIODS.empty_table(),
+        "clusters": SUMMARY.empty_table(),
+        "activity": ACTIVITY.empty_table(),
+        "evaluation": None,
+        "training": None,
+        "threshold": {},
+        "points": None,
+    }
+    return example(**(fields | more))
+
+
+@pytest.fixture(scope="module")
+def data() -> ReportData:
+    return example()
+
+
+@pytest.fixture(scope="module")
+def page(data: ReportData) -> Page:
+    return Page(render(data))
+
+
+# ---------------------------------------------------------------------------------------------
+# Words
+# ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("got", "expected"),
+    [
+        (words.number(1234567), "1,234,567"),
+        (words.number(None), "–"),
+        (words.count(1, "source"), "1 source"),
+        (words.percent(0.0), "0%"),
+        (words.percent(1e-6), "under 0.01%"),
+        (words.percent(0.0004), "0.04%"),
+        (words.percent(0.042), "4.2%"),
+        (words.percent(0.5), "50%"),
+        (words.percent(0.9996), "over 99.9%"),
+        (words.percent(1.0), "100%"),
+        (words.percent(float("nan")), "–"),
+        (words.ratio(1, 0), "–"),
+        (words.figure(-0.25), "−0.250"),
+        (words.duration(0), "0 seconds"),
+        (words.duration(640), "640 microseconds"),
+        (words.duration(1_000_000), "1 second"),
+        (words.duration(5_400_000_000), "1.5 hours"),
+        (words.duration(23 * 3_600_000_000), "23 hours"),
+        (words.duration(12 * 86_400_000_000), "12 days"),
+        (words.duration(None), "–"),
+        (words.size(999), "999 bytes"),
+        (words.size(48_000_000), "48.0 MB"),
+        (words.address(0), "0.0.0.0"),
+        (words.address(0xC0A80102), "192.168.1.2"),
+        (words.address(0xFFFFFFFF), "255.255.255.255"),
+        (words.port(6, 23), "23/tcp"),
+        (words.port(1, 8), "icmp type 8"),
+        (words.port(99, 7), "7/protocol 99"),
+        (words.port(17, None), "udp, no port"),
+        (words.port(None, None), "unknown protocol, no port"),
+        (words.instant(datetime(2024, 3, 1, 1, tzinfo=UTC)), "2024-03-01 01:00:00 UTC"),
+        (words.span(datetime(2024, 3, 1, tzinfo=UTC), datetime(2024, 3, 3, tzinfo=UTC)), "2 days"),
+    ],
+)
+def test_words(got: str, expected: str) -> None:
+    assert got == expected
+
+
+# ---------------------------------------------------------------------------------------------
+# The verdict
+# ---------------------------------------------------------------------------------------------
+
+
+def test_the_verdict_comes_first(page: Page) -> None:
+    order = ("400 sources in 2024-03, in 6 clusters", "rows were rejected", "AUROC", "From rows to clusters")
+    places = [page.text.find(text) for text in order]
+    assert places == sorted(places) and places[0] > 0
+
+
+@pytest.mark.parametrize(
+    ("scores", "tone", "ending"),
+    [
+        (evaluation(0.982, 0.867), "good", "for the port floor: clearly above it."),
+        (evaluation(0.875, 0.867), "plain", "above it, but the intervals overlap."),
+        (evaluation(0.800, 0.867), "bad", "no better than counting ports."),
+        (None, "bad", "how far these clusters can be trusted is unknown."),
+        ({**evaluation(), "parts": {}}, "bad", "could not be scored on unseen sources: see why below."),
+    ],
+)
+def test_verdict_on_trust(scores: dict[str, Any] | None, tone: str, ending: str) -> None:
+    sentence = verdict(example(evaluation=scores))[2]
+    assert sentence["tone"] == tone and sentence["text"].endswith(ending)
+
+
+def test_verdict_without_intervals_or_floor() -> None:
+    scores = evaluation()
+    methods = scores["parts"]["unseen sources"]["methods"]
+    methods["model"]["auroc"]["low"] = None
+    assert "unknown uncertainty" in verdict(example(evaluation=scores))[2]["text"]
+    del methods["ports"]
+    assert "is missing" in verdict(example(evaluation=scores))[2]["text"]
+    render(example(evaluation=scores))
+
+
+def test_verdict_counts_what_was_lost(data: ReportData) -> None:
+    assert verdict(data)[1]["text"] == "0.8% of 28,452 rows were rejected. 1 file could not be read at all."
+    clean = replace(data, captures=data.captures.slice(0, 0), rejects=data.rejects.slice(0, 0))
+    assert verdict(clean)[1]["text"] == "No rows were read."
+
+
+# ---------------------------------------------------------------------------------------------
+# The page as text
+# ---------------------------------------------------------------------------------------------
+
+
+def test_sections_are_in_order(page: Page) -> None:
+    sections = [attrs["id"] for tag, attrs in page.tags if tag == "section"]
+    assert sections == ["read", "clusters", "map", "trust", "run"]
+
+
+def test_what_was_read_adds_up(data: ReportData, page: Page) -> None:
+    text = " ".join(page.text.split())
+    assert "Rows rejected 240 0.8%" in text and "Sequences in clusters of two or more 583 94%" in text
+    assert "IPv6 is not read yet first in telescope/2024-03-01.pcap.gz at 1,234,567 240 6" in text
+    assert (
+        "truncated gzip stream" in text and "1 file could not be read at all and counts as one row." in text
+    )
+
+
+def test_figures_stand_beside_their_floors(page: Page) -> None:
+    text = " ".join(page.text.split())
+    assert "same source AUROC 0.982 0.972 to 0.992 0.867 0.857 to 0.877 0.503" in text
+    assert "same label 3-nearest-neighbour macro-F1 0.882" in text
+    assert "4,000 pairs of one source and 20,000 pairs of different sources, weighted as if 50%" in text
+    assert "off by 3.1% on average" in text and len(page.data["calibration"]) == 10
+    assert "validation / labels: no label has 5 sources or more" in text
+    below = " ".join(Page(render(example(evaluation=evaluation(0.8, 0.867)))).text.split())
+    assert "AUROC 0.800 not above the floor" in below
+
+
+def test_only_its_own_scripts_may_run(page: Page) -> None:
+    policy = next(a["content"] for t, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy is not None
+    hashes = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in page.scripts[1:]]
+    assert re.findall(r"'sha256-([^']+)'", policy) == hashes
+    assert "default-src 'none'" in policy and "unsafe-inline'; img" in policy and "eval" not in policy
+
+
+def test_the_page_points_nowhere(page: Page) -> None:
+    addresses = [v for _, attrs in page.tags for k, v in attrs.items() if k in ("src", "href", "action")]
+    assert all(value and value.startswith(("#", "data:")) for value in addresses)
+    assert not [k for _, attrs in page.tags for k in attrs if k.startswith("on")]
+
+
+def test_texts_from_the_data_stay_texts() -> None:
+    rejects = pa.table(
+        {"capture": ["c"] * 4, "path": NASTY, "offset": [0] * 4, "reason": NASTY, "count": [1] * 4},
+        schema=schema.REJECTS,
+    )
+    nasty = example(labels=NASTY, rejects=rejects, title=NASTY[0], config_yaml=NASTY[1], run=NASTY[3])
+    page = Page(render(nasty))
+    assert [tag for tag, _ in page.tags].count("script") == 4
+    assert not {"img"} & {tag for tag, _ in page.tags}
+    assert all((attrs["href"] or "").startswith("#") for tag, attrs in page.tags if tag == "a")
+    assert all(text in page.text for text in NASTY[:2])
+    assert {bar[0] for item in page.data["clusters"] for bar in item["labels"]} >= set(NASTY)
+
+
+def test_block_holds_no_markup_and_loses_nothing() -> None:
+    payload = {"texts": [*NASTY, "]]>&amp;"], "numbers": [1.5, None, 3]}
+    text = str(block({**payload, "odd": [float("nan"), float("inf")]}))
+    assert not set(text) & set("<>&")
+    assert json.loads(text) == {**payload, "odd": [None, None]}
+
+
+def test_addresses_can_be_withheld(data: ReportData, page: Page) -> None:
+    assert ADDRESS.search(page.scripts[0])
+    hidden = Page(render(replace(data, show_sources=False)))
+    assert not ADDRESS.search(hidden.scripts[0] + hidden.text)
+    assert "Source addresses are withheld" in hidden.text
+
+
+def test_nothing_at_all_is_a_page() -> None:
+    text = Page(render(nothing())).text
+    for sentence in (
+        "Nothing was read: no period holds a flow.",
+        "No rows were read.",
+        "Nothing was rejected.",
+        "There are no clusters.",
+        "No embeddings were given to this report.",
+        "Nothing was evaluated.",
+        "No training curve was given to this report.",
+    ):
+        assert sentence in text
+
+
+def test_one_source_alone() -> None:
+    rows, groups = sequence_table([sequence(0, 1)]), cluster_table([0], [0])
+    periods = pa.table(
+        {"period": ["all"], "flows": [2], "sources": [1], "sequences": [1], "dropped_flows": [0]}
+    )
+    text = Page(render(nothing(periods=periods, clusters=summarise(rows, groups, "all")))).text
+    assert "1 source in all, in 0 clusters of two sequences or more; 1 sequence stayed alone." in text
+    assert "each of the 1 sequence stayed alone" in text
+
+
+def test_unlabelled_captures_say_so() -> None:
+    plain = example(labels=(None,) * 6)
+    absent = {name: pa.nulls(plain.clusters.num_rows, pa.float64()) for name in schema.FINGERPRINTS}
+    clusters = plain.clusters.drop_columns(list(absent))
+    for name, column in absent.items():
+        clusters = clusters.append_column(name, column)
+    text = Page(render(replace(plain, clusters=clusters))).text
+    assert "No capture labels its sources." in text and "No capture records what shows the tools" in text
+    assert "Labels" not in text and "ZMap\n" not in text
+
+
+def test_many_clusters_are_counted_not_listed() -> None:
+    n = 100_000
+    at = pa.array([datetime(2024, 3, 1, tzinfo=UTC)] * n, schema.TIME)
+    columns: dict[str, Any] = dict.fromkeys(SUMMARY.names, np.full(n, 2))
+    columns |= {name: pa.nulls(n, pa.float64()) for name in (*schema.FINGERPRINTS, "cohesion")}
+    columns |= {name: pa.nulls(n, SUMMARY.field(name).type) for name in ("ports", "labels", "examples")}
+    columns |= {"period": ["p"] * n, "cluster": np.arange(n), "first": at, "last": at}
+    columns["sources"] = np.arange(n)
+    columns["sequences"] = np.r_[np.ones(10, np.int64), np.full(n - 10, 2)]
+    page = Page(render(example(clusters=pa.table(columns, schema=SUMMARY), points=None, max_clusters=20)))
+    rows = [attrs for tag, attrs in page.tags if tag == "tr" and "data-row" in attrs]
+    assert len(rows) == 20 == len(page.data["clusters"])
+    assert page.data["clusters"][0]["name"] == "p / 99999"  # the most sources
+    text = " ".join(page.text.split())
+    assert "99,970 smaller clusters of two sequences or more are not listed." in text
+    assert "10 sequences stayed alone and are not listed." in text
+    assert page.data["sizes"] == {"low": [1, 2], "clusters": [10, n - 10], "sequences": [10, 2 * (n - 10)]}
+
+
+def test_points_without_a_place_are_counted() -> None:
+    table = pa.table(
+        {
+            "x": [0.0, float("nan"), 1.0],
+            "y": [0.0, 1.0, float("inf")],
+            "period": ["p"] * 3,
+            "cluster": pa.array([1, 2, None], pa.int64()),
+            "src": [1, 2, 3],
+            "label": pa.array(["a", None, None], pa.string()),
+            "port": pa.array([23, None, None], pa.int32()),
+        }
+    )
+    points = Page(render(example(points=table))).data["points"]
+    assert (points["x"], points["left"], points["src"]) == ([0.0], 2, ["0.0.0.1"])
+
+
+def test_colours_of_the_map_follow_the_table(page: Page) -> None:
+    by = page.data["points"]["by"]["cluster"]
+    assert by["names"][:6] == [item["name"] for item in page.data["clusters"]] and by["shown"] == 6
+    labels = page.data["points"]["by"]["label"]
+    assert labels["names"][-1] == "no label" and labels["shown"] == len(labels["names"]) - 1
+
+
+def test_activity_shown_is_all_there_is(data: ReportData, page: Page) -> None:
+    shown = sum(n for series in page.data["activity"] for n in series["n"])
+    assert shown == sum(data.activity["flows"].to_pylist())
+    assert [series["rank"] for series in page.data["activity"]] == [0, 1, 2, 3, 4, 5, None]
+
+
+def test_a_missing_column_is_named(data: ReportData) -> None:
+    with pytest.raises(SchemaError, match="table clusters lacks ports"):
+        render(replace(data, clusters=data.clusters.drop_columns(["ports"])))
+
+
+def test_an_evaluation_of_another_version_is_refused(data: ReportData) -> None:
+    with pytest.raises(SchemaError, match="layout version 2"):
+        render(replace(data, evaluation={**evaluation(), "version": 2}))
+
+
+def test_the_same_data_give_the_same_page(data: ReportData) -> None:
+    assert render(data) == render(example())
+
+
+# ---------------------------------------------------------------------------------------------
+# The page in a browser
+# ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Chromium]:
+    binary = find_chromium()
+    if binary is None:
+        pytest.skip("no Chromium: install it (Debian: chromium) or name it in RAYSCAN_CHROMIUM")
+    browser = Chromium(binary)
+    yield browser
+    browser.close()
+
+
+@pytest.fixture(scope="module")
+def opened(chromium: Chromium, tmp_path_factory: pytest.TempPathFactory) -> Chromium:
+    """A report with hostile labels, over two periods, open in the browser."""
+    first = example(labels=NASTY)
+    later = first.clusters.set_column(0, "period", pa.array(["2024-04"] * first.clusters.num_rows))
+    both = pa.concat_tables([first.clusters, later.cast(SUMMARY)])
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    path.write_text(render(replace(first, clusters=both)), "utf-8")
+    chromium.view(1200, 900)
+    chromium.open(path)
+    return chromium
+
+
+ROWS = "[...document.querySelectorAll('#cluster-table tbody tr[data-row]')].filter((r) => !r.hidden)"
+
+
+def cells(browser: Chromium, column: int) -> list[str]:
+    return list(browser.ask(f"{ROWS}.map((r) => r.cells[{column}].textContent.trim())"))
+
+
+def head(browser: Chromium, column: int) -> str | None:
+    """Press a heading; what the column says of its order then."""
+    cell = f"document.querySelectorAll('#cluster-table thead th')[{column}]"
+    browser.ask(f"{cell}.querySelector('button').click()")
+    return browser.ask(f"{cell}.getAttribute('aria-sort')")
+
+
+def type_filter(browser: Chromium, text: str) -> list[str]:
+    field = "document.getElementById('filter')"
+    browser.ask(f"{field}.value = {json.dumps(text)}; {field}.dispatchEvent(new Event('input'))")
+    return cells(browser, 0)
+
+
+def test_the_page_is_quiet_and_loads_nothing(opened: Chromium) -> None:
+    assert opened.ask("document.documentElement.dataset.ready") == "true"
+    assert opened.problems == []
+    assert len(opened.requests) == 1 and opened.requests[0].startswith("file://")
+    assert opened.ask("document.querySelectorAll('.canvas .main-svg').length") >= 7
+
+
+def test_hostile_labels_do_not_run(opened: Chromium) -> None:
+    opened.ask("document.querySelector('#cluster-table tbody button').click()")
+    labels = opened.ask("[...document.querySelectorAll('tr.open .bars dt')].map((e) => e.textContent)")
+    assert NASTY[0] in labels
+    assert opened.ask("document.querySelectorAll('img, main a, [onerror]').length") == 0
+    assert opened.ask("typeof window.broken") == "undefined" and opened.problems == []
+    opened.ask("document.querySelector('#cluster-table tbody button').click()")
+
+
+def test_a_policy_stands_behind_the_escaping(opened: Chromium) -> None:
+    """Even markup that got into the page would not run."""
+    assert opened.ask(
+        "new Promise((done) => { const e = document.createElement('div');"
+        'e.innerHTML = \'<img src="data:," onerror="window.broken = 1">\'; document.body.append(e);'
+        "setTimeout(() => { e.remove(); done(typeof window.broken); }, 200); })"
+    ) == ("undefined")
+    assert len(opened.problems) == 1 and "Content Security Policy" in opened.problems.pop()
+
+
+def test_rows_sort_by_number_and_back(opened: Chromium) -> None:
+    sequences = [int(text.replace(",", "")) for text in cells(opened, 2)]
+    assert head(opened, 2) == "descending"
+    assert [int(text) for text in cells(opened, 2)] == sorted(sequences, reverse=True)
+    assert head(opened, 2) == "ascending"
+    assert [int(text) for text in cells(opened, 2)] == sorted(sequences)
+    assert opened.ask("document.querySelectorAll('#cluster-table [aria-sort]').length") == 1
+    assert head(opened, 4) == "ascending"
+    assert cells(opened, 4)[0].startswith("22/tcp")
+
+
+def test_rows_filter_by_words_ports_and_period(opened: Chromium) -> None:
+    everything = cells(opened, 0)
+    assert type_filter(opened, "5060/udp 2323/tcp") == []
+    assert len(type_filter(opened, "5060/udp")) == 2
+    assert len(type_filter(opened, "<SCRIPT>window")) == 2
+    assert "filtered out" in opened.ask("document.getElementById('shown').textContent")
+    opened.ask("{const s = document.getElementById('period'); s.value = '2024-04'; s.onchange?.()}")
+    opened.ask("document.getElementById('period').dispatchEvent(new Event('change'))")
+    assert len(type_filter(opened, "")) == len(everything) / 2
+    opened.ask("document.getElementById('period').value = ''")
+    assert sorted(type_filter(opened, "")) == sorted(everything)
+
+
+def test_a_row_opens_and_closes(opened: Chromium) -> None:
+    button = f"{ROWS}[0].querySelector('button')"
+    state = f"{button}.getAttribute('aria-expanded')"
+    assert opened.ask(state) == "false"
+    opened.ask(f"{button}.click()")
+    assert opened.ask(state) == "true"
+    assert opened.ask(f"document.getElementById({button}.getAttribute('aria-controls')).tagName") == "TR"
+    detail = opened.ask("document.querySelector('tr.open').innerText")
+    assert "Median gap between flows" in detail and ADDRESS.search(detail)
+    head(opened, 1)  # details move with their row
+    assert opened.ask("document.querySelector('tr.open').previousElementSibling.cells[0].querySelector"
+                      "('button').getAttribute('aria-expanded')") == "true"  # fmt: skip
+    opened.ask("document.querySelector('[aria-expanded=true]').click()")
+    assert opened.ask("document.querySelectorAll('tr.open').length") == 0
+
+
+INK = """(() => { const c = document.querySelector('.map canvas'), copy = document.createElement('canvas');
+  copy.width = c.width; copy.height = c.height;
+  const pen = copy.getContext('2d', {willReadFrequently: true}); pen.drawImage(c, 0, 0);
+  return pen.getImageData(0, 0, c.width, c.height).data.filter((v, i) => i % 4 === 3 && v).length; })()"""
+FRAME = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+
+
+def test_the_map_draws_hides_and_describes(opened: Chromium) -> None:
+    opened.ask(FRAME)
+    before = opened.ask(INK)
+    assert before > 1_000
+    opened.ask("document.querySelector('#map-legend button').click()")
+    opened.ask(FRAME)
+    assert 0 < opened.ask(INK) < before
+    opened.ask("document.querySelector('#map-legend button').click()")
+    opened.ask("{const s = document.getElementById('colour'); s.value = 'label';"
+               "s.dispatchEvent(new Event('change'))}")  # fmt: skip
+    legend = opened.ask("document.getElementById('map-legend').textContent")
+    assert all(text in legend for text in NASTY) and "no label" in legend
+    tip = opened.ask(
+        "(() => { const c = document.querySelector('.map canvas'), t = document.querySelector('.tip');"
+        "for (let x = 0; x < c.clientWidth; x += 8) for (let y = 0; y < c.clientHeight; y += 8) {"
+        "c.dispatchEvent(new PointerEvent('pointermove', {clientX: x + c.getBoundingClientRect().x,"
+        "clientY: y + c.getBoundingClientRect().y}));"
+        "if (!t.hidden && t.textContent.includes('<script>window')) return t.innerText; } })()"
+    )
+    assert f"label {NASTY[0]}" in tip and "source " in tip
+    assert opened.problems == []
+
+
+def test_dark_and_light_follow_the_reader(opened: Chromium) -> None:
+    tick = "getComputedStyle(document.querySelector('#plot-training .xtick text')).fill"
+    paper = "getComputedStyle(document.body).backgroundColor"
+    light = opened.ask(tick), opened.ask(paper)
+    opened.view(1200, 900, dark=True)
+    opened.ask(FRAME)
+    dark = opened.ask(tick), opened.ask(paper)
+    opened.view(1200, 900)
+    assert light[0] != dark[0] and light[1] != dark[1]
+
+
+def test_narrow_screens_do_not_scroll_sideways(opened: Chromium) -> None:
+    opened.view(360, 740)
+    opened.ask(FRAME)
+    assert opened.ask("document.documentElement.scrollWidth") <= 360
+    opened.view(1200, 900)
+
+
+def test_a_page_of_nothing_is_quiet(chromium: Chromium, tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text(render(nothing()), "utf-8")
+    chromium.open(tmp_path / "report.html")
+    assert chromium.ask("document.documentElement.dataset.ready") == "true"
+    assert chromium.problems == []
