@@ -1,0 +1,290 @@
+"""What is due: every unit of work, the files it is made from, and whether it is done, due or stale.
+
+Nothing here computes or starts Ray, so `status` and `--dry-run` are quick and cannot change anything.
+
+What a unit's fingerprint covers decides what a change costs:
+- sequences, per period and bucket: the sequence settings and the flow files of that period and bucket;
+- the model: the settings of sequences, split, encoder and training, not the data. A new capture does not
+  retrain it, because vectors of two models cannot be compared; `train --fresh` replaces it;
+- embeddings, per period and bucket: the model's weights and the sequence files;
+- clusters, per period: the threshold, the clustering settings and the period's embedding files;
+- campaigns, per period: the period's cluster files and the campaigns of the period before;
+- evaluation and report: whatever they show.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import platform
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import version
+from typing import Any, Literal
+
+import pyarrow.fs as pafs
+
+import rayscan
+from rayscan.config import CapturesConfig, RunConfig, digest
+from rayscan.errors import ConfigError, DataError
+from rayscan.tables import File, Key, Workspace, filesystem, fingerprint, key_name
+
+State = Literal["done", "due", "stale"]
+_LIBRARIES = ("ray", "torch", "numpy", "pyarrow", "deltalake", "numba", "polars", "plotly")
+STAGES = ("ingest", "sequences", "train", "embed", "cluster", "campaigns", "evaluate", "report")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One piece of work that is committed as a whole."""
+
+    key: dict[str, str]
+    files: tuple[File, ...]
+    made_from: int
+    state: State
+
+    @property
+    def name(self) -> str:
+        return key_name(self.key)
+
+
+@dataclass(frozen=True)
+class CaptureFile:
+    """A file to ingest, as it was found."""
+
+    path: str
+    bytes: int
+    modified: datetime | None
+    state: State = "due"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained model of the workspace."""
+
+    id: str
+    weights: str  # hash of the weights: a model that was trained again is another model
+    card: dict[str, Any]
+
+    @property
+    def folder(self) -> str:
+        return f"models/{self.id}"
+
+
+def _units(
+    workspace: Workspace, table: str, inputs: dict[tuple[tuple[str, str], ...], list[File]], *settings: str
+) -> list[Unit]:
+    """Units of `table` from the files each key is made of, with their states."""
+    target = workspace.table(table)
+    keys = [dict(key) for key in inputs]
+    recorded = target.done(keys)
+    units = []
+    for key, files in zip(keys, inputs.values(), strict=True):
+        made_from = fingerprint(*settings, [file.path for file in files])
+        found = recorded[key_name(key)]
+        state: State = "due" if found is None else "done" if found == made_from else "stale"
+        units.append(Unit(key, tuple(files), made_from, state))
+    return units
+
+
+def _group(files: Iterable[File], names: tuple[str, ...]) -> dict[tuple[tuple[str, str], ...], list[File]]:
+    groups: dict[tuple[tuple[str, str], ...], list[File]] = defaultdict(list)
+    for file in files:
+        groups[tuple((name, file.key[name]) for name in names)].append(file)
+    return dict(sorted(groups.items()))
+
+
+def _with_old_keys(
+    workspace: Workspace, table: str, groups: dict[tuple[tuple[str, str], ...], list[File]], where: Key
+) -> dict[tuple[tuple[str, str], ...], list[File]]:
+    """Adds keys that the table still holds but that have no input any more: they must become empty."""
+    for file in workspace.table(table).files(where):
+        groups.setdefault(file.partition, [])
+    return dict(sorted(groups.items()))
+
+
+def find_captures(captures: CapturesConfig, workspace_uri: str) -> list[CaptureFile]:
+    """All files that `captures.paths` names, sorted by path, each once.
+
+    Folders are read recursively, without hidden files, those that begin with `_`, and the workspace itself.
+    Raises ConfigError for a path that is not there, and when nothing is found at all.
+    """
+    if not captures.paths:
+        raise ConfigError("captures.paths is empty: name files, folders or s3:// prefixes to read")
+    found: dict[str, CaptureFile] = {}
+    for path in captures.paths:
+        for file in _list_path(path):
+            if not file.path.startswith(f"{workspace_uri}/"):
+                found[file.path] = file
+    if not found:
+        raise ConfigError(f"captures.paths {list(captures.paths)} holds no files")
+    return [found[path] for path in sorted(found)]
+
+
+def _list_path(path: str) -> list[CaptureFile]:
+    fs, inner = filesystem(path)
+    scheme = "s3://" if path.startswith("s3://") else ""
+    folder = inner
+    while any(sign in folder for sign in "*?["):
+        folder = folder.rpartition("/")[0]
+    info = fs.get_file_info(folder)
+    if info.type == pafs.FileType.File:
+        infos = [info]
+    elif info.type == pafs.FileType.Directory:
+        infos = fs.get_file_info(pafs.FileSelector(folder, recursive=True))
+    else:
+        raise ConfigError(f"captures.paths: {path} is not there")
+    return [
+        CaptureFile(scheme + i.path, i.size, i.mtime)
+        for i in infos
+        if i.type == pafs.FileType.File
+        and _is_capture(i.path.removeprefix(folder))
+        and (folder == inner or fnmatch.fnmatch(i.path, inner))
+    ]
+
+
+def _is_capture(relative: str) -> bool:
+    return not any(part[0] in "._" for part in relative.split("/") if part)
+
+
+def ingest_version(config: RunConfig) -> int:
+    """What the flows of a capture depend on, besides its content."""
+    return fingerprint(digest(config.captures, config.ingest))
+
+
+def capture_units(workspace: Workspace, config: RunConfig) -> list[CaptureFile]:
+    """The captures to read, with their states.
+
+    A file is known by path, size and time of change: an archive need not be read to see that it is done.
+    """
+    found = find_captures(config.captures, workspace.uri)
+    rows = workspace.table("captures").read().to_pylist()
+    known = {row["path"]: row for row in rows}
+    recorded = workspace.table("flows").done([{"capture": row["capture"]} for row in rows])
+    wanted = ingest_version(config)
+
+    def state(file: CaptureFile) -> State:
+        row = known.get(file.path)
+        if row is None:
+            return "due"
+        same = (row["bytes"], row["modified"]) == (file.bytes, file.modified)
+        return "done" if same and recorded[key_name({"capture": row["capture"]})] == wanted else "stale"
+
+    return [CaptureFile(file.path, file.bytes, file.modified, state(file)) for file in found]
+
+
+def sequence_units(workspace: Workspace, config: RunConfig) -> list[Unit]:
+    groups = _group(workspace.table("flows").files(), ("period", "bucket"))
+    groups = _with_old_keys(workspace, "sequences", groups, {})
+    return _units(workspace, "sequences", groups, digest(config.sequences))
+
+
+def model_id(config: RunConfig) -> str:
+    """Name of the model that these settings ask for."""
+    return digest(config.sequences, config.split, config.model, config.train, config.ingest.period)
+
+
+def find_model(workspace: Workspace, config: RunConfig) -> Model | None:
+    """The model that these settings ask for, or None when it has not been trained yet."""
+    name = model_id(config)
+    facts = workspace.read_json(f"models/{name}/config.json")  # written last: the artefact is whole
+    if facts is None:
+        return None
+    return Model(name, str(facts["weights"]), workspace.read_json(f"models/{name}/card.json") or {})
+
+
+def training_files(workspace: Workspace, config: RunConfig) -> list[File]:
+    """Sequence files to train on. Raises DataError when there are none."""
+    files = workspace.table("sequences").files()
+    if not files:
+        raise DataError(
+            "there are no sequences to train on: no source has enough flows in one period. "
+            "Lower sequences.min_length, or use a longer ingest.period"
+        )
+    wanted = set(config.train.periods)
+    unknown = wanted - {file.key["period"] for file in files}
+    if unknown:
+        raise DataError(f"train.periods names {sorted(unknown)}, which have no sequences")
+    return [file for file in files if not wanted or file.key["period"] in wanted]
+
+
+def data_version(files: Iterable[File]) -> str:
+    """Stands for the sequences that a model is trained on; kept in its card."""
+    return f"{fingerprint([file.path for file in files]):016x}"
+
+
+def embed_units(workspace: Workspace, model: Model) -> list[Unit]:
+    groups = {
+        (("model", model.id), *key): files
+        for key, files in _group(workspace.table("sequences").files(), ("period", "bucket")).items()
+    }
+    groups = _with_old_keys(workspace, "embeddings", groups, {"model": model.id})
+    return _units(workspace, "embeddings", groups, model.weights)
+
+
+def cluster_units(workspace: Workspace, config: RunConfig, model: Model) -> list[Unit]:
+    """One unit a period. With threshold `auto` the threshold follows from the model and its calibration."""
+    files = workspace.table("embeddings").files({"model": model.id})
+    groups = {(("run", config.run), *key): found for key, found in _group(files, ("period",)).items()}
+    groups = _with_old_keys(workspace, "clusters", groups, {"run": config.run})
+    return _units(workspace, "clusters", groups, digest(config.cluster), model.weights)
+
+
+def campaign_units(workspace: Workspace, config: RunConfig) -> list[Unit]:
+    """One unit a period, in time order; each rests on the ones before it."""
+    files = workspace.table("clusters").files({"run": config.run})
+    groups = {(("run", config.run), *key): found for key, found in _group(files, ("period",)).items()}
+    units = []
+    chain = digest(config.campaigns)
+    for key, found in _with_old_keys(workspace, "campaigns", groups, {"run": config.run}).items():
+        (unit,) = _units(workspace, "campaigns", {key: found}, chain)
+        chain = f"{unit.made_from:x}"
+        units.append(unit)
+    return units
+
+
+def evaluation_version(workspace: Workspace, config: RunConfig, model: Model) -> str:
+    """What the evaluation of this run rests on."""
+    parts = [digest(config.evaluate, config.split), model.weights]
+    for table, where in (("embeddings", {"model": model.id}), ("clusters", {"run": config.run})):
+        parts += [file.path for file in workspace.table(table).files(where)]
+    return f"{fingerprint(parts):016x}"
+
+
+def report_version(workspace: Workspace, config: RunConfig, model: Model) -> str:
+    shown = [file.path for file in workspace.table("captures").files()]
+    shown += [file.path for file in workspace.table("campaigns").files({"run": config.run})]
+    settings = digest(config.report, config.cluster)
+    return f"{fingerprint(settings, evaluation_version(workspace, config, model), shown):016x}"
+
+
+def run_file(config: RunConfig, name: str) -> str:
+    """Path in the workspace of a result of this run."""
+    return f"runs/{config.run}/{name}"
+
+
+def version_of(workspace: Workspace, path: str) -> str | None:
+    """The version that a JSON result of a run was made from, or None when there is none."""
+    found = workspace.read_json(path)
+    return None if found is None else str(found.get("made_from"))
+
+
+def config_hash(config: RunConfig) -> str:
+    """Hash of everything in the configuration that can change a result."""
+    data = {
+        name: digest(getattr(config, name))
+        for name in RunConfig.model_fields
+        if name not in ("run", "resources")
+    }
+    return digest(json.dumps(data, sort_keys=True))
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that results depend on."""
+    return {
+        "rayscan": rayscan.__version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in _LIBRARIES},
+    }

@@ -1,0 +1,81 @@
+"""What people see while work goes on: a live bar on a terminal, plain lines in job logs.
+
+Everything here goes to stderr, so that stdout stays data. In logs a line comes at most every few seconds
+and at the end, each complete in itself, because nobody scrolls back in a job log.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+LOG_EVERY_S = 5.0
+Advance = Callable[[int, str], None]
+"""Call with how many units were finished, and a note on the current state ("" for none)."""
+
+
+def say(text: str) -> None:
+    """One line for people."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
+
+
+@contextmanager
+def track(label: str, total: int, unit: str) -> Iterator[Advance]:
+    """Show the progress of `total` units of work under `label` while the block runs."""
+    if sys.stderr.isatty():
+        yield from _bar(label, total)
+    else:
+        yield from _lines(label, total, unit)
+
+
+def _bar(label: str, total: int) -> Iterator[Advance]:
+    columns = (
+        TextColumn("{task.description:<10}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(label, total=total, note="")
+        yield lambda n, note: bar.update(task, advance=n, note=note)
+
+
+def _lines(label: str, total: int, unit: str) -> Iterator[Advance]:
+    start = last = time.monotonic()
+    done = 0
+
+    def advance(n: int, note: str) -> None:
+        nonlocal done, last
+        done += n
+        now = time.monotonic()
+        if now - last >= LOG_EVERY_S or done == total:
+            last = now
+            left = (total - done) * (now - start) / done if done else 0.0
+            tail = f", about {duration(left)} left" if 0 < done < total else f" in {duration(now - start)}"
+            say(f"{label}: {done:,} of {total:,} {unit}{tail}{'; ' + note if note else ''}")
+
+    yield advance
+
+
+def duration(seconds: float) -> str:
+    """3.2 s, 4 min 05 s, 2 h 10 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"

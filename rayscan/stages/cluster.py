@@ -1,0 +1,156 @@
+"""Embeddings to clusters, one period at a time: `clustering.solve_blocked` with Ray tasks as its map.
+
+Tasks get the place of their rows and read the vectors themselves. The driver holds labels and the sums of
+clusters, and commits a period's rows at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from rayscan import schema
+from rayscan.clustering import Clusters, calibrate, solve_blocked, weights
+from rayscan.config import RunConfig, digest
+from rayscan.evaluation.splits import VALIDATION
+from rayscan.planning import Model, Unit
+from rayscan.progress import say, track
+from rayscan.stages.commits import PeriodCommits
+from rayscan.stages.session import run_tasks
+from rayscan.stages.similarity import sample_parts, vectors_of
+from rayscan.tables import CommitInfo, File, Workspace
+
+
+@dataclass
+class Counts:
+    periods: int = 0
+    sequences: int = 0
+    clusters: int = 0
+    threshold: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Rows of one embeddings file."""
+
+    file: File
+    start: int
+    stop: int
+
+
+def run(workspace: Workspace, config: RunConfig, model: Model, due: list[Unit], info: CommitInfo) -> Counts:
+    """Cluster every period that is due and commit it."""
+    commits = PeriodCommits(workspace, "clusters", due, info)
+    threshold, _ = find_threshold(workspace, config, model)
+    counts = Counts(threshold=threshold)
+    with track("cluster", len(due), "periods") as advance:
+        for unit in due:
+            files, clusters = _solve_period(workspace, config, unit, threshold)
+            commits.add(unit, files)
+            counts.periods += 1
+            counts.sequences += sum(file.rows for file in files)
+            counts.clusters += clusters
+            advance(1, f"{unit.key['period']}: {clusters:,} clusters")
+    return counts
+
+
+def find_threshold(
+    workspace: Workspace, config: RunConfig, model: Model
+) -> tuple[float, dict[str, Any] | None]:
+    """The threshold to cluster at, and the calibration it comes from (None where it was given).
+
+    `auto` is calibrated once for a model and kept beside it: later captures must not move the threshold of
+    periods that are clustered already.
+    """
+    given = config.cluster.threshold
+    if given != "auto":
+        return given, None
+    settings = digest(config.cluster.prior, config.split, config.evaluate, model.weights)
+    path = f"{model.folder}/calibration-{settings}.json"
+    found = workspace.read_json(path)
+    if found is None:
+        sample = sample_parts(workspace, config, model, [VALIDATION])[VALIDATION]
+        src = sample.sequences["src"].to_numpy()
+        found = asdict(calibrate(sample.vectors, src, prior=config.cluster.prior, seed=config.evaluate.seed))
+        workspace.write_json(path, found)
+        say(f"cluster: threshold {found['threshold']:.3f} from {len(src):,} validation sequences")
+    return float(found["threshold"]), found
+
+
+def _solve_period(
+    workspace: Workspace, config: RunConfig, unit: Unit, threshold: float
+) -> tuple[list[File], int]:
+    """Solve one period and write its rows, without committing them. Returns the files and the clusters."""
+    blocks = _blocks(unit.files, config.cluster.block_sequences)
+    if not blocks:
+        return [], 0
+    solution = solve_blocked(
+        partial(_load, workspace, blocks),
+        len(blocks),
+        threshold,
+        seed=config.cluster.seed,
+        max_rounds=config.cluster.max_rounds,
+        map=_ray_map(config.resources.cluster_cpus),
+    )
+    write = partial(_write, workspace, unit.key, threshold)
+    items = list(zip(blocks, solution.labels, strict=True))
+    clusters = solution.clusters
+    results = run_tasks(write, items, cpus=config.resources.cluster_cpus, ordered=True, shared=clusters)
+    return [file for _, file in results], len(clusters)
+
+
+def _blocks(files: Iterable[File], size: int) -> list[_Block]:
+    return [
+        _Block(file, start, min(start + size, file.rows))
+        for file in files
+        for start in range(0, file.rows, size)
+    ]
+
+
+def _load(workspace: Workspace, blocks: Sequence[_Block], number: int) -> NDArray[np.float32]:
+    block = blocks[number]
+    rows = workspace.table("embeddings").read_rows(block.file, block.start, block.stop, ("vector",))
+    return vectors_of(rows)
+
+
+def _ray_map(cpus: float) -> Callable[[Callable[[Any, Any], Any], Sequence[Any], Any], Iterable[Any]]:
+    """The parallel map that the solver asks for: results in the order of the items."""
+
+    def ray_map(task: Callable[[Any, Any], Any], items: Sequence[Any], shared: Any) -> Iterable[Any]:
+        def work(item: Any, common: tuple[Any]) -> Any:
+            return task(item, common[0])
+
+        for _, result in run_tasks(work, items, cpus=cpus, ordered=True, shared=(shared,)):
+            yield result
+
+    return ray_map
+
+
+def _write(
+    workspace: Workspace,
+    key: dict[str, str],
+    threshold: float,
+    item: tuple[_Block, NDArray[np.int64]],
+    clusters: Clusters,
+) -> File:
+    block, labels = item
+    columns = ("sequence_id", "src", "vector")
+    rows = workspace.table("embeddings").read_rows(block.file, block.start, block.stop, columns)
+    own, best = weights(vectors_of(rows), labels, clusters, threshold)
+    table = pa.table(
+        {
+            "sequence_id": rows["sequence_id"],
+            "src": rows["src"],
+            "cluster": labels,
+            "weight_own": own,
+            "weight_next": pa.array(best, from_pandas=True),
+        },
+        schema=schema.CLUSTERS,
+    )
+    return workspace.table("clusters").write(table, key)

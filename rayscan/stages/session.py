@@ -1,0 +1,124 @@
+"""Ray itself: joining a cluster or starting a local one, and running tasks with bounded queues.
+
+A local Ray gets at least four logical CPUs whatever the machine has, because Ray Data and Ray Train hang
+when actors hold all of them (docs/ray.md). Its dashboard stays off: it would be one more open port.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import ray
+from ray.exceptions import RayTaskError
+
+from rayscan.config import ResourcesConfig
+from rayscan.errors import RayscanError
+
+T = TypeVar("T")
+R = TypeVar("R")
+_TASKS_PER_CPU = 2  # queued and running, so that no CPU waits for the driver
+
+
+@contextmanager
+def session(resources: ResourcesConfig, address: str | None = None) -> Iterator[None]:
+    """Ray for the time of the block: the one that runs, the cluster at `address`, or a local one.
+
+    `address` (or RAY_ADDRESS) as `ray.init` takes it. A Ray that was started here is stopped at the end.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = address or os.environ.get("RAY_ADDRESS")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if address:
+        options["address"] = address
+    else:
+        cores = len(os.sched_getaffinity(0))
+        options |= {
+            "num_cpus": resources.local_cpus or max(cores, 4),
+            "include_dashboard": False,
+            "object_store_memory": resources.object_store_mb * 2**20,
+        }
+    ray.init(**options)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def share_of_cores(asked: int, workers: int, cpus: float) -> int:
+    """Threads for each of `workers` processes: as asked; else on a single machine its cores shared out.
+
+    On a cluster a process keeps to the CPUs that it has reserved.
+    """
+    if asked:
+        return asked
+    return max(1, len(os.sched_getaffinity(0)) // workers if single_machine() else int(cpus))
+
+
+def single_machine() -> bool:
+    return len(ray.nodes()) == 1
+
+
+def cluster_cpus() -> int:
+    return int(ray.cluster_resources().get("CPU", 1))
+
+
+def run_tasks(
+    function: Callable[..., R],
+    items: Iterable[T],
+    *,
+    cpus: float = 1,
+    memory_mb: int = 0,
+    ordered: bool = False,
+    shared: Any = None,
+) -> Iterator[tuple[T, R]]:
+    """Run `function(item)` for every item as a Ray task and yield (item, result).
+
+    With `shared`, tasks get it as a second argument; it travels to each machine once. Results come as they
+    finish, or with `ordered` in the order of the items. No more tasks are in flight than keep the CPUs busy,
+    so neither a long list nor slow commits fill the memory. A lost worker's task runs again (up to three
+    times); a RayscanError in a task is raised here as itself.
+    """
+    options: dict[str, Any] = {"num_cpus": cpus, "max_retries": 3}
+    if memory_mb:
+        options["memory"] = memory_mb * 2**20
+
+    def work(*parts: Any) -> R:  # Ray takes functions only, not partial() and the like
+        return function(*parts)
+
+    task = ray.remote(**options)(work)
+    more = () if shared is None else (ray.put(shared),)
+    waiting = iter(items)
+    limit = max(2, int(_TASKS_PER_CPU * cluster_cpus() / max(cpus, 1)))
+    running: dict[Any, T] = {}
+    try:
+        while True:
+            while len(running) < limit and (item := next(waiting, _END)) is not _END:
+                running[task.remote(item, *more)] = item
+            if not running:
+                return
+            ready = next(iter(running)) if ordered else ray.wait(list(running), num_returns=1)[0][0]
+            result = fetch(ready)
+            yield running.pop(ready), result
+    finally:
+        for reference in running:  # not by force: in 2.60 that can abort the driver when a task just ends
+            ray.cancel(reference)
+
+
+_END: Any = object()
+
+
+def fetch(reference: Any) -> Any:
+    """The result behind a reference. Expected errors are raised as themselves, without Ray's wrapping."""
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        if isinstance(error.cause, RayscanError):
+            raise error.cause from None
+        raise

@@ -1,0 +1,134 @@
+"""The sequences on which similarity is judged: a bounded, seeded sample of each part of the split.
+
+All periods of a source share one bucket number, so one task a bucket can hold a source to its cap. The
+sample goes by hashes: it depends neither on the order of files nor on the number of tasks. Labelled
+sequences may be rare, so a sample of them alone comes on top.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from rayscan.config import EvaluateConfig, RunConfig, SplitConfig
+from rayscan.errors import DataError
+from rayscan.evaluation.protocol import sample_rows
+from rayscan.evaluation.splits import part_of
+from rayscan.planning import Model
+from rayscan.stages.session import run_tasks
+from rayscan.tables import File, Workspace
+
+_COLUMNS = ("sequence_id", "src", "index", "sequences", "length", "label", "proto", "dst_port")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Sampled sequences of one part, rows in the order of their ids.
+
+    sequences          columns of the sequences table (without those an evaluation has no use for)
+    vectors            float32 (N, d)
+    available          sequences of the part before sampling
+    available_sources  and their sources
+    """
+
+    sequences: pa.Table
+    vectors: NDArray[np.float32]
+    available: int
+    available_sources: int
+
+
+@dataclass(frozen=True)
+class _Bucket:
+    sequences: tuple[File, ...]
+    embeddings: tuple[File, ...]  # of the same keys, in the same order
+
+
+def sample_parts(
+    workspace: Workspace, config: RunConfig, model: Model, parts: Sequence[int]
+) -> dict[int, Sample]:
+    """A sample of each of these parts (positions in `splits.PART_NAMES`) with its embeddings."""
+    buckets = _buckets(workspace, model)
+    split, settings = config.split, config.evaluate
+
+    def work(bucket: _Bucket) -> dict[int, Sample]:
+        return {part: _sample_bucket(workspace, bucket, part, split, settings) for part in parts}
+
+    found: dict[int, list[Sample]] = {part: [] for part in parts}
+    for _, samples in run_tasks(work, buckets, cpus=config.resources.embed_cpus):
+        for part, sample in samples.items():
+            found[part].append(sample)
+    return {part: _join(samples, settings) for part, samples in found.items()}
+
+
+def _buckets(workspace: Workspace, model: Model) -> list[_Bucket]:
+    embeddings: dict[tuple[str, str], File] = {}
+    for file in workspace.table("embeddings").files({"model": model.id}):
+        embeddings[file.key["period"], file.key["bucket"]] = file
+    groups: dict[str, list[File]] = defaultdict(list)
+    for file in workspace.table("sequences").files():
+        if (file.key["period"], file.key["bucket"]) in embeddings:
+            groups[file.key["bucket"]].append(file)
+    if not groups:
+        raise DataError("no sequence is embedded yet; run `rayscan embed` first")
+    return [
+        _Bucket(tuple(files), tuple(embeddings[f.key["period"], f.key["bucket"]] for f in files))
+        for files in groups.values()
+    ]
+
+
+def _sample_bucket(
+    workspace: Workspace, bucket: _Bucket, part: int, split: SplitConfig, settings: EvaluateConfig
+) -> Sample:
+    table = workspace.table("sequences").read_files(bucket.sequences, _COLUMNS)
+    embedded = workspace.table("embeddings").read_files(bucket.embeddings, ("sequence_id", "vector"))
+    if not np.array_equal(embedded["sequence_id"].to_numpy(), table["sequence_id"].to_numpy()):
+        raise DataError(
+            f"embeddings of bucket {bucket.sequences[0].key['bucket']} do not belong to its sequences; "
+            "run `rayscan embed` again"
+        )
+    src, index, sequences = (table[name].to_numpy() for name in ("src", "index", "sequences"))
+    of_part = part_of(src, index, sequences, split)
+    rows = np.flatnonzero(of_part == part)
+    sources = len(np.unique(table["src"].to_numpy()[rows]))
+    taken = rows[_sampled(table.take(rows), settings)]
+    return Sample(table.take(taken), vectors_of(embedded.take(taken)), len(rows), sources)
+
+
+def _sampled(table: pa.Table, settings: EvaluateConfig) -> NDArray[np.int64]:
+    """Rows of the sample, ascending: of all sequences, and of those with a label."""
+    ids, src = table["sequence_id"].to_numpy(), table["src"].to_numpy()
+    limits = (settings.max_sequences_per_source, settings.max_sequences, settings.seed)
+    labelled = np.flatnonzero(pc.is_valid(table["label"]).to_numpy())
+    of_labelled = labelled[sample_rows(ids[labelled], src[labelled], *limits)]
+    return np.union1d(sample_rows(ids, src, *limits), of_labelled)
+
+
+def _join(samples: list[Sample], settings: EvaluateConfig) -> Sample:
+    table = pa.concat_tables([sample.sequences for sample in samples])
+    filled = [sample.vectors for sample in samples if len(sample.vectors)]
+    vectors = np.concatenate(filled) if filled else np.empty((0, 0), np.float32)
+    rows = _sampled(table, settings)
+    order = rows[np.argsort(table["sequence_id"].to_numpy()[rows], kind="stable")]
+    return Sample(
+        table.take(order),
+        vectors[order],
+        sum(sample.available for sample in samples),
+        sum(sample.available_sources for sample in samples),
+    )
+
+
+def vectors_of(table: pa.Table) -> NDArray[np.float32]:
+    """The `vector` column of a table of embeddings as float32 (N, d); shape (0, 0) for no rows."""
+    if table.num_rows == 0:
+        return np.empty((0, 0), np.float32)
+    column = table["vector"].combine_chunks()
+    values = column.flatten().to_numpy(zero_copy_only=False)
+    if len(values) % table.num_rows:
+        raise DataError("embeddings of one model have different lengths; run `rayscan embed` again")
+    return np.asarray(values.reshape(table.num_rows, -1), np.float32)

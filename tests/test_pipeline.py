@@ -1,0 +1,382 @@
+"""The whole way as a user goes it: once, again, with other settings, with more captures, and after kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner, Result
+
+from rayscan.cli import main
+from rayscan.simulate import simulate_to
+from rayscan.tables import Workspace
+
+SMALL = [
+    "ingest.n_buckets=2", "train.steps=12", "train.batch_sources=32", "train.validate_every=6",
+    "train.checkpoint_every=4", "model.layers=1", "model.d_model=32", "model.d_ff=32", "model.heads=2",
+    "evaluate.bootstrap=20",
+]  # fmt: skip
+STAGES = ["ingest", "sequences", "train", "embed", "cluster", "campaigns", "evaluate", "report"]
+
+
+def arguments(workspace: Path, captures: Path, *more: str) -> list[str]:
+    sets = [*SMALL, f"captures.paths={captures}", *more]
+    return ["-w", str(workspace), "--preset", "quick", *(part for s in sets for part in ("--set", s))]
+
+
+def rayscan(*words: str) -> Result:
+    return CliRunner().invoke(main, [*words], catch_exceptions=False)
+
+
+def run(workspace: Path, captures: Path, *more: str) -> tuple[int, dict[str, Any]]:
+    """Exit code, and the stages that did something."""
+    result = rayscan("run", *arguments(workspace, captures, *more), "--json")
+    return result.exit_code, json.loads(result.stdout)["stages"]
+
+
+@pytest.fixture(scope="module")
+def captures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("telescope")
+    return simulate_to(folder, months=2, sources=300, flows=24_000, seed=5).captures
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, captures: Path, ray_session: None) -> Path:
+    """A workspace in which everything has been done once."""
+    workspace = tmp_path_factory.mktemp("finished") / "ws"
+    code, stages = run(workspace, captures)
+    assert code == 0
+    assert list(stages) == STAGES
+    return workspace
+
+
+def table(workspace: Path, name: str) -> pl.DataFrame:
+    return pl.from_arrow(Workspace.open(workspace).table(name).read())  # type: ignore[return-value]
+
+
+def test_what_a_run_leaves_behind(finished: Path, captures: Path) -> None:
+    flows, sequences = table(finished, "flows"), table(finished, "sequences")
+    embeddings, clusters = table(finished, "embeddings"), table(finished, "clusters")
+    assert flows.height == 24_000
+    assert sequences["sequence_id"].is_unique().all()
+    for other in (embeddings, clusters):
+        assert set(other["sequence_id"]) == set(sequences["sequence_id"])
+        assert other.height == sequences.height
+    lengths = np.linalg.norm(np.array(embeddings["vector"].to_list()), axis=1)
+    assert np.allclose(lengths, 1, atol=1e-5)
+    for (_,), part in clusters.group_by("period"):
+        assert set(part["cluster"]) == set(range(part["cluster"].n_unique()))
+    outcome = json.loads((finished / "runs" / "main" / "run.json").read_text())
+    assert outcome["status"] == "done"
+    assert outcome["stages"]["ingest"]["flows"] == 24_000
+    page = (finished / "runs" / "main" / "report.html").read_text()
+    assert "24,000" in page
+    evaluation = json.loads((finished / "runs" / "main" / "evaluation.json").read_text())
+    assert evaluation["parts"]["unseen sources"]["methods"]["model"]["auroc"]["value"] > 0.5
+
+
+def test_cluster_weights_are_those_of_the_definition(finished: Path) -> None:
+    evaluation = json.loads((finished / "runs" / "main" / "evaluation.json").read_text())
+    theta = evaluation["threshold"]["value"]
+    joined = table(finished, "clusters").join(
+        table(finished, "embeddings").select("sequence_id", "vector"), on="sequence_id"
+    )
+    period = joined.filter(pl.col("period") == joined["period"].min())
+    vectors = np.array(period["vector"].to_list())
+    labels = period["cluster"].to_numpy()
+    weight = vectors @ vectors.T - theta
+    np.fill_diagonal(weight, 0)
+    to_cluster = np.stack([weight[:, labels == c].sum(axis=1) for c in range(labels.max() + 1)], axis=1)
+    rows = np.arange(len(labels))
+    own = to_cluster[rows, labels].copy()
+    assert np.allclose(own, period["weight_own"].to_numpy(), atol=1e-4)
+    to_cluster[rows, labels] = -np.inf
+    assert np.allclose(to_cluster.max(axis=1), period["weight_next"].to_numpy(), atol=1e-4)
+
+
+def test_a_second_run_does_nothing_and_says_so(finished: Path, captures: Path) -> None:
+    result = rayscan("run", *arguments(finished, captures))
+    assert result.exit_code == 4
+    assert "nothing to do: everything in" in result.stderr
+    assert result.stdout.strip().endswith("report.html")
+    status = json.loads(rayscan("status", *arguments(finished, captures), "--json").stdout)
+    assert {row["stage"] for row in status} == set(STAGES)
+    assert all(row["done"] and not row["due"] and not row["stale"] for row in status)
+    code, _ = run(finished, captures, "train.workers=2", "resources.local_cpus=8", "embed.batch_tokens=512")
+    assert code == 4
+
+
+def test_dry_run_changes_nothing(finished: Path, captures: Path) -> None:
+    result = rayscan("run", *arguments(finished, captures, "cluster.threshold=0.3"), "--dry-run", "--json")
+    rows = {(row["stage"], row["period"]): row for row in json.loads(result.stdout)}
+    assert rows["cluster", "2024-01"]["stale"] == 1
+    assert rows["embed", "2024-01"]["stale"] == 0
+    assert run(finished, captures)[0] == 4
+
+
+@pytest.fixture
+def copy(finished: Path, tmp_path: Path) -> Path:
+    """A finished workspace of one's own; tables do not know where they lie."""
+    subprocess.run(["cp", "-r", str(finished), str(tmp_path / "ws")], check=True)
+    return tmp_path / "ws"
+
+
+@pytest.mark.parametrize(
+    ("setting", "redone"),
+    [
+        ("report.title=Other", ["report"]),
+        ("evaluate.bootstrap=5", ["evaluate", "report"]),
+        ("campaigns.remember=1", ["campaigns", "report"]),
+        ("cluster.threshold=0.35", STAGES[4:]),
+        ("train.seed=7", STAGES[2:]),
+        ("sequences.length=24", STAGES[1:]),
+    ],
+)
+def test_a_setting_redoes_what_depends_on_it(
+    copy: Path, captures: Path, setting: str, redone: list[str]
+) -> None:
+    code, stages = run(copy, captures, setting)
+    assert code == 0
+    assert list(stages) == redone
+    assert run(copy, captures, setting)[0] == 4
+
+
+def test_another_capture_redoes_its_periods_alone(copy: Path, captures: Path, tmp_path: Path) -> None:
+    more = tmp_path / "more"
+    more.mkdir()
+    one_month = pq.read_table(captures / "2024-02.parquet")
+    pq.write_table(one_month.slice(0, 500), more / "late.parquet")
+    before = {name: table(copy, name) for name in ("sequences", "embeddings", "clusters")}
+    code, stages = run(copy, captures, f"captures.paths=[{captures}, {more}]")
+    assert code == 0
+    assert "train" not in stages
+    assert stages["ingest"]["captures"] == 1
+    assert stages["sequences"]["units"] == 2
+    assert stages["embed"]["units"] == 2
+    assert stages["cluster"]["periods"] == 1
+    assert table(copy, "flows").height == 24_500
+    for name, old in before.items():
+        january = pl.col("period") == "2024-01"
+        assert table(copy, name).filter(january).equals(old.filter(january))
+
+
+def test_campaigns_carry_clusters_on(finished: Path, captures: Path) -> None:
+    """Every cluster has one campaign; one that goes on is the same simulated campaign in both months."""
+    campaigns, clusters = table(finished, "campaigns"), table(finished, "clusters")
+    alive = campaigns.filter(pl.col("cluster").is_not_null())
+    keys = ["period", "cluster"]
+    assert alive.select(keys).sort(keys).equals(clusters.select(keys).unique().sort(keys))
+    assert alive.select(["period", "campaign"]).is_unique().all()
+    assert set(alive.filter(pl.col("period") == "2024-01")["event"]) == {"born"}
+    assert set(campaigns["event"]) >= {"born", "continued"}
+    truth = pl.read_parquet(captures.parent / "truth.parquet").select(
+        pl.col("src").cast(pl.Int64), "campaign"
+    )
+    members = clusters.join(truth.rename({"campaign": "true"}), on="src")
+    named = members.join(alive.select([*keys, "campaign", "event"]), on=keys)
+    usual = named.group_by("campaign", "period").agg(pl.col("true").mode().sort().first(), pl.len())
+    both = usual.filter(pl.col("period") == "2024-01").join(
+        usual.filter(pl.col("period") == "2024-02"), on="campaign"
+    )
+    same = (both["true"] == both["true_right"]).mean()
+    shares = [both[name].value_counts(normalize=True) for name in ("true", "true_right")]
+    by_chance = shares[0].join(shares[1], left_on="true", right_on="true_right")
+    assert both.height >= 5
+    assert same > 3 * (by_chance["proportion"] * by_chance["proportion_right"]).sum()
+
+
+def test_campaign_names_survive_reprocessing(copy: Path, captures: Path) -> None:
+    before = table(copy, "campaigns").sort("period", "campaign")
+    assert run(copy, captures, "cluster.max_rounds=19")[0] == 0  # the clusters come out the same
+    after = table(copy, "campaigns").sort("period", "campaign")
+    columns = ["period", "campaign", "event", "relative", "sequences", "sources"]
+    assert after.select(columns).equals(before.select(columns))
+
+
+def test_fresh_training_replaces_the_model(copy: Path, captures: Path) -> None:
+    result = rayscan("train", *arguments(copy, captures), "--fresh")
+    assert result.exit_code == 0
+    assert run(copy, captures)[0] == 4  # the same seed and data: the very same weights
+
+
+def test_two_runs_side_by_side(copy: Path, captures: Path) -> None:
+    code, stages = run(copy, captures, "run=tight", "cluster.threshold=0.9")
+    assert code == 0
+    assert list(stages) == STAGES[4:]
+    assert run(copy, captures)[0] == 4
+    assert set(table(copy, "clusters")["run"]) == {"main", "tight"}
+
+
+def test_the_port_of_a_damaged_file(copy: Path, captures: Path, tmp_path: Path) -> None:
+    """A file that cannot be read costs nothing but itself, is counted, and makes the exit code 3."""
+    more = tmp_path / "more"
+    more.mkdir()
+    (more / "bad.parquet").write_bytes((captures / "2024-01.parquet").read_bytes()[:-50])
+    result = rayscan("run", *arguments(copy, captures, f"captures.paths=[{captures}, {more}]"))
+    assert result.exit_code == 3
+    assert table(copy, "flows").height == 24_000
+    assert "bad.parquet" in (copy / "runs" / "main" / "report.html").read_text()
+    again = rayscan("run", *arguments(copy, captures, f"captures.paths=[{captures}, {more}]"))
+    assert again.exit_code == 4
+
+
+# ---------------------------------------------------------------------------------------------
+# Kills
+# ---------------------------------------------------------------------------------------------
+
+
+def descendants(pid: int) -> list[int]:
+    parents: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+            parents.setdefault(parent, []).append(int(entry.name))
+    found = [pid]
+    for one in found:
+        found += parents.get(one, [])
+    return found
+
+
+def kill_in(stage: str, words: list[str], delay: float) -> list[str]:
+    """Start the command, kill it and all it has started `delay` seconds into a stage; what it printed."""
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rayscan", *words], stderr=subprocess.PIPE, text=True, env=environment
+    )
+    before = STAGES[STAGES.index(stage) - 1] if stage != STAGES[0] else None
+    lines: list[str] = []
+    assert process.stderr
+    while before is not None:
+        line = process.stderr.readline()
+        assert line, f"ended before {stage}: {lines}"
+        lines.append(line)
+        if line.startswith((f"{before}: nothing", f"{before}: ")) and (
+            "nothing" in line or line.endswith("s)\n")
+        ):
+            break
+    time.sleep(delay)
+    for pid in descendants(process.pid):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    process.wait()
+    return lines
+
+
+@pytest.mark.slow
+def test_kills_in_every_stage(finished: Path, captures: Path, tmp_path: Path) -> None:
+    workspace = tmp_path / "ws"
+    words = ["run", *arguments(workspace, captures)]
+    delays = {"ingest": 9.0, "sequences": 0.6, "train": 14.0, "embed": 3.0, "cluster": 1.0, "evaluate": 0.3}
+    for stage, delay in delays.items():  # the rest is over too soon to be hit
+        kill_in(stage, words, delay)
+        assert not (workspace / "runs" / "main" / "report.html").exists()
+    code, _ = run(workspace, captures)
+    assert code in (0, 4)
+    assert run(workspace, captures)[0] == 4
+    for name in ("flows", "sequences", "clusters", "campaigns"):
+        keys = {
+            "flows": ["ts", "src", "dst", "dst_port", "src_port"],
+            "campaigns": ["period", "campaign"],
+        }.get(name, ["period", "sequence_id"])
+        inexact = ("weight_own", "weight_next", "cohesion", "feature_sum")
+        columns = [c for c in table(finished, name).columns if c not in inexact]
+        found, expected = (table(w, name).select(columns).sort(keys) for w in (workspace, finished))
+        assert found.equals(expected), name
+
+
+# ---------------------------------------------------------------------------------------------
+# Training in several processes, and one that dies
+# ---------------------------------------------------------------------------------------------
+
+
+def curve(workspace: Path) -> pl.DataFrame:
+    """The training curve of the newest model of a workspace."""
+    newest = max((workspace / "models").iterdir(), key=lambda p: p.stat().st_mtime)
+    return pl.read_parquet(newest / "metrics.parquet")
+
+
+def test_two_workers_train_what_one_does(copy: Path, captures: Path) -> None:
+    curves = []
+    for workers in (1, 2):
+        sets = ["model.dropout=0.0", f"train.workers={workers}", "train.steps=8"]
+        result = rayscan("train", *arguments(copy, captures, *sets), "--fresh")
+        assert result.exit_code == 0, result.stderr
+        curves.append(curve(copy))
+    one, two = curves
+    assert one["step"].to_list() == two["step"].to_list() == list(range(1, 9))
+    assert np.allclose(one["loss"], two["loss"], rtol=1e-3)
+    assert np.allclose(one["gradient_norm"], two["gradient_norm"], rtol=1e-2)
+
+
+@pytest.mark.slow
+def test_a_killed_training_worker_costs_nothing(copy: Path, captures: Path) -> None:
+    """Kill a training process for real: the run goes on from the checkpoint, to the very same curve."""
+    sets = ["train.seed=21", "train.steps=200", "train.checkpoint_every=5", "train.validate_every=40"]
+    words = ["train", *arguments(copy, captures, *sets)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rayscan", *words], stderr=subprocess.PIPE, text=True, env=os.environ.copy()
+    )
+    assert process.stderr
+    said = [process.stderr.readline() for _ in range(2)]  # some seconds apart: checkpoints are registered
+    assert all(line.startswith("train: ") for line in said), said
+    victims = [pid for pid in descendants(process.pid) if "RayTrainWorker" in command_of(pid)]
+    assert victims
+    os.kill(victims[0], signal.SIGKILL)
+    said += process.stderr.readlines()
+    assert process.wait() == 0, said
+    assert any("going on from step" in line for line in said), said
+    disturbed = curve(copy)
+    assert rayscan(*words, "--fresh").exit_code == 0
+    undisturbed = curve(copy)
+    columns = ["step", "loss", "learning_rate", "gradient_norm", "separation"]
+    assert disturbed.select(columns).equals(undisturbed.select(columns))
+
+
+def command_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
+# ---------------------------------------------------------------------------------------------
+# Object storage
+# ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_whole_way_on_object_storage(finished: Path, captures: Path, s3_prefix: str) -> None:
+    """Captures and workspace on S3; in a process of its own, so that Ray's workers get credentials too."""
+    import boto3
+
+    bucket = s3_prefix.split("/")[2]
+    client = boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"])
+    for path in sorted(captures.iterdir()):
+        client.upload_file(str(path), bucket, f"captures/{path.name}")
+    sets = [*SMALL, f"captures.paths=s3://{bucket}/captures"]
+    words = ["run", "-w", s3_prefix, "--preset", "quick", "--json", *(w for s in sets for w in ("--set", s))]
+    for code in (0, 4):
+        done = subprocess.run([sys.executable, "-m", "rayscan", *words], capture_output=True, text=True)
+        assert done.returncode == code, done.stderr
+    workspace = Workspace.open(s3_prefix)
+    assert b"24,000" in workspace.read_bytes("runs/main/report.html")
+    keys = ["period", "sequence_id", "src", "length", "start"]
+    found = pl.from_arrow(workspace.table("sequences").read(columns=keys))
+    assert isinstance(found, pl.DataFrame)
+    assert found.sort(keys).equals(table(finished, "sequences").select(keys).sort(keys))
+    assert "testing" not in workspace.read_bytes("runs/main/run.json").decode()
