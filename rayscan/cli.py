@@ -146,10 +146,18 @@ def simulate(folder: Path, as_json: bool, **options: Any) -> None:
 
     FOLDER/captures is what to ingest. FOLDER/truth.parquet says which source belongs to which campaign.
     """
-    from rayscan.progress import say
+    from rayscan.progress import say, track
     from rayscan.simulate import simulate_to
 
-    made = simulate_to(folder, **options)
+    with track("simulate", options["flows"], "flows") as advance:
+        done = 0
+
+        def progress(file: str, written: int, _: int) -> None:
+            nonlocal done
+            advance(written - done, file)
+            done = written
+
+        made = simulate_to(folder, **options, progress=progress)
     say(
         f"simulate: {made.flows:,} flows of {made.sources:,} sources in {made.campaigns} campaigns, "
         f"{len(made.files)} files, {made.bytes / 1e6:,.1f} MB"

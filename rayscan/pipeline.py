@@ -139,7 +139,19 @@ class Run:
 
         return asdict(ingest.run(self.workspace, self.config, due, self.info))
 
+    def _why_no_flows(self) -> str:
+        rejects = self.workspace.table("rejects").read().to_pylist()
+        if not rejects:
+            return "there are no flows; run `rayscan ingest` with captures.paths first"
+        first = min(rejects, key=lambda row: str(row["path"]))
+        reason = str(first["reason"])
+        where = "" if first["path"] in reason else f"{first['path']}: "
+        files = len({row["path"] for row in rejects})
+        return f"no flow could be read from {files} captures; the first says: {where}{reason}"
+
     def _sequences(self) -> dict[str, Any] | None:
+        if not self.workspace.table("flows").files():
+            raise DataError(self._why_no_flows())
         due = _due(planning.sequence_units(self.workspace, self.config))
         if not due:
             return None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +79,18 @@ def test_a_stage_without_its_input_says_which_command_to_run(tmp_path: Path) -> 
     outcome = json.loads((tmp_path / "runs" / "main" / "run.json").read_text())
     assert (outcome["status"], outcome["exit_code"]) == ("failed", 1)
     assert "DataError" in outcome["error"]
+
+
+def test_a_cluster_that_is_not_there(tmp_path: Path) -> None:
+    rayscan("simulate", tmp_path / "t", "--months", 1, "--sources", 200, "--flows", 4000)
+    words = ["ingest", "-w", tmp_path / "ws", "--set", f"captures.paths={tmp_path / 't' / 'captures'}"]
+    code = f"from rayscan.cli import main; main({[*map(str, words), '--address', '127.0.0.1:1']!r})"
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True
+    )  # with no Ray of its own
+    assert ended.returncode == 1
+    assert "cannot reach the Ray cluster at 127.0.0.1:1" in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 def test_a_newer_workspace_is_refused(tmp_path: Path) -> None:

@@ -230,6 +230,27 @@ def test_the_port_of_a_damaged_file(copy: Path, captures: Path, tmp_path: Path) 
     assert again.exit_code == 4
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("when,who\n1,2\n", "Name it in the configuration"),
+        ("ts,src,dst_port,proto\n2024-01-01T00:00:00,1.2.3.4,22,6\n", "set captures.time_zone"),
+        ("ts,src,dst_port,proto\n2024-01-01T00:00:00Z,1.2.3,99999,6\n", "src is not IPv4"),
+    ],
+)
+def test_captures_of_which_nothing_can_be_read(
+    ray_session: None, tmp_path: Path, content: str, message: str
+) -> None:
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "flows.csv").write_text(content)
+    for _ in range(2):  # the second time there is nothing to ingest, and as little to go on with
+        result = rayscan("run", *arguments(tmp_path / "ws", tmp_path / "c"))
+        assert result.exit_code == 1
+        assert "no flow could be read from 1 captures" in result.stderr
+        assert message in result.stderr
+        assert "flows.csv" in result.stderr
+
+
 # ---------------------------------------------------------------------------------------------
 # Kills
 # ---------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from rayscan.evaluation import protocol
 from rayscan.evaluation.splits import PART_NAMES, UNSEEN_SEQUENCES, UNSEEN_SOURCES, VALIDATION
 from rayscan.methods.floors import port_vectors
 from rayscan.planning import Model, config_hash, run_file
-from rayscan.progress import say
+from rayscan.progress import say, track
 from rayscan.stages.cluster import find_threshold
 from rayscan.stages.session import run_tasks
 from rayscan.stages.similarity import Sample, sample_parts
@@ -76,7 +76,12 @@ def _clusters(workspace: Workspace, config: RunConfig) -> dict[str, protocol.Clu
         labels = workspace.table("sequences").read_files(sequences, ("sequence_id", "label"))
         return _cluster_data(rows, labels)
 
-    return {item[0]: data for item, data in run_tasks(work, periods.items(), ordered=True)}
+    found = {}
+    with track("evaluate", len(periods), "periods of clusters") as advance:
+        for (period, _), data in run_tasks(work, periods.items(), ordered=True):
+            found[period] = data
+            advance(1, period)
+    return found
 
 
 def _cluster_data(clusters: pa.Table, labels: pa.Table) -> protocol.ClusterData:

@@ -17,6 +17,7 @@ from rayscan.config import RunConfig, as_yaml
 from rayscan.evaluation.projection import pca_2d
 from rayscan.keys import uniform
 from rayscan.planning import Model, run_file
+from rayscan.progress import track
 from rayscan.report.page import PERIODS, ReportData, render
 from rayscan.report.summary import SUMMARY, activity, usual_port
 from rayscan.stages.session import run_tasks
@@ -55,7 +56,11 @@ def run(workspace: Workspace, config: RunConfig, model: Model, made_from: str) -
     def work(period: _Period) -> _Summary:
         return _summarise(workspace, period, share)
 
-    summaries = [summary for _, summary in run_tasks(work, periods, ordered=True)]
+    summaries = []
+    with track("report", len(periods), "periods") as advance:
+        for period, summary in run_tasks(work, periods, ordered=True):
+            summaries.append(summary)
+            advance(1, period.name)
     page = render(_data(workspace, config, model, summaries))
     html = page.encode()
     workspace.write_bytes(run_file(config, "report.html"), html)

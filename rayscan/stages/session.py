@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -44,11 +45,24 @@ def session(resources: ResourcesConfig, address: str | None = None) -> Iterator[
             "include_dashboard": False,
             "object_store_memory": resources.object_store_mb * 2**20,
         }
+    if address:
+        _check_reachable(address)
     ray.init(**options)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Raise RayscanError at once where nobody listens; Ray itself would try for minutes without a word."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return  # "auto" and the like: Ray knows where to look
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise RayscanError(f"cannot reach the Ray cluster at {address}: {error}") from None
 
 
 def share_of_cores(asked: int, workers: int, cpus: float) -> int:

@@ -21,6 +21,7 @@ from rayscan.errors import DataError
 from rayscan.evaluation.protocol import sample_rows
 from rayscan.evaluation.splits import part_of
 from rayscan.planning import Model
+from rayscan.progress import track
 from rayscan.stages.session import run_tasks
 from rayscan.tables import File, Workspace
 
@@ -60,9 +61,11 @@ def sample_parts(
         return {part: _sample_bucket(workspace, bucket, part, split, settings) for part in parts}
 
     found: dict[int, list[Sample]] = {part: [] for part in parts}
-    for _, samples in run_tasks(work, buckets, cpus=config.resources.embed_cpus):
-        for part, sample in samples.items():
-            found[part].append(sample)
+    with track("sample", len(buckets), "buckets") as advance:
+        for _, samples in run_tasks(work, buckets, cpus=config.resources.embed_cpus):
+            for part, sample in samples.items():
+                found[part].append(sample)
+            advance(1, "")
     return {part: _join(samples, settings) for part, samples in found.items()}
 
 
