@@ -370,15 +370,31 @@ def report(**options: Any) -> None:
 def status(
     workspace: str, preset: str, config_file: Path | None, sets: tuple[str, ...], as_json: bool
 ) -> None:
-    """Show per stage and period what is done, due and stale, with row counts."""
+    """Show per stage and period what is done, due and stale, with row counts.
+
+    Without any settings, those of the last run `main` are taken: what would running it again do?
+    """
     from rayscan import pipeline
     from rayscan.tables import Workspace
 
     config = configuration.load(preset, config_file, sets)
     opened = Workspace.open(workspace)
+    if config == configuration.load():
+        config = _last_settings(opened, config)
     _show_status(pipeline.status(opened, config), as_json)
     if not as_json:
         _show_last_run(opened, config)
+
+
+def _last_settings(workspace: Workspace, config: RunConfig) -> RunConfig:
+    """The settings of the last run of this name, or `config` where there was none."""
+    from rayscan.planning import run_file
+
+    path = run_file(config, "config.yaml")
+    try:
+        return configuration.from_yaml(workspace.read_bytes(path).decode(), workspace.url(path))
+    except FileNotFoundError:
+        return config
 
 
 def _show_status(rows: list[dict[str, Any]], as_json: bool, stages: tuple[str, ...] | None = None) -> None:

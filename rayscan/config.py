@@ -343,8 +343,19 @@ def load(
     for origin, layer in layers:
         _check_keys(layer, RunConfig, origin)
         merged = _merge(merged, layer)
+    return _validated(merged)
+
+
+def from_yaml(text: str, origin: str) -> RunConfig:
+    """The configuration that `as_yaml` wrote. `origin` is named in errors."""
+    data = yaml.safe_load(text)
+    _check_keys(data, RunConfig, origin)
+    return _validated(data)
+
+
+def _validated(data: dict[str, Any]) -> RunConfig:
     try:
-        return RunConfig.model_validate(merged)
+        return RunConfig.model_validate(data)
     except ValidationError as error:
         raise ConfigError(_explain(error)) from None
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import yaml
 
 from rayscan import config
 from rayscan.config import RunConfig, TrainConfig
@@ -25,7 +24,7 @@ def test_precedence(tmp_path: Path) -> None:
 @pytest.mark.parametrize("preset", config.preset_names())
 def test_presets_load_and_survive_yaml(preset: str) -> None:
     found = config.load(preset, env={})
-    assert RunConfig.model_validate(yaml.safe_load(config.as_yaml(found))) == found
+    assert config.from_yaml(config.as_yaml(found), "here") == found
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,15 @@ def test_a_second_run_does_nothing_and_says_so(finished: Path, captures: Path) -
     assert code == 4
 
 
+def test_status_alone_asks_about_the_last_run(copy: Path, captures: Path) -> None:
+    assert run(copy, captures, "report.title=Once more")[0] == 0
+    rows = json.loads(rayscan("status", "-w", str(copy), "--json").stdout)
+    assert {row["stage"] for row in rows} == set(STAGES)
+    assert all(row["done"] and not row["due"] and not row["stale"] for row in rows)
+    other = json.loads(rayscan("status", "-w", str(copy), "--preset", "quick", "--json").stdout)
+    assert any(row["due"] for row in other)
+
+
 def test_dry_run_changes_nothing(finished: Path, captures: Path) -> None:
     result = rayscan("run", *arguments(finished, captures, "cluster.threshold=0.3"), "--dry-run", "--json")
     rows = {(row["stage"], row["period"]): row for row in json.loads(result.stdout)}
