@@ -5,6 +5,7 @@
     python -m benchmarks.clustering blocked    # N = 100,000 in blocks on two processes; bar: 60 CPU-s
     python -m benchmarks.clustering blocked --points 1000000 --thresholds 0.4 --block 62500 --spread 0.05
                                                # bar: 4 minutes, 4 GB
+    python -m benchmarks.clustering split      # N = 20,000 in four blocks; bar: 0.5 % of the objective
     python -m benchmarks.clustering sweep      # 100 thresholds at N = 10,000; bar: 2 minutes
 
 Run with OMP_NUM_THREADS=1. Times are CPU seconds, of all processes together, and exclude the compilation of
@@ -133,6 +134,16 @@ def _blocked_once(path: str, n: int, threshold: float, block: int, workers: int)
     )
 
 
+def bench_split(n: int, thresholds: Sequence[float], spread: float, n_blocks: int = 4) -> None:
+    points, _ = planted(n, seed=0, spread=spread)
+    parts = np.array_split(np.arange(n), n_blocks)
+    for threshold in thresholds:
+        whole = objective(points, solve(points, threshold), threshold)
+        solution = solve_blocked(lambda i: points[parts[i]], n_blocks, threshold)
+        split = objective(points, np.concatenate(solution.labels), threshold)
+        print(f"N {n} θ {threshold}: {n_blocks} blocks / one {split / whole:.5f}", flush=True)
+
+
 def bench_sweep(n: int, steps: int) -> None:
     points, _ = planted(n, seed=n)
     compile_all()
@@ -149,7 +160,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["solve", "reference", "blocked", "sweep"])
+    parser.add_argument("what", choices=["solve", "reference", "blocked", "split", "sweep"])
     parser.add_argument("--points", type=int)
     parser.add_argument("--thresholds", type=float, nargs="+", default=[0.2, 0.4, 0.6])
     parser.add_argument("--seeds", type=int, default=3)
@@ -165,6 +176,8 @@ def main() -> None:
         bench_reference([args.points] if args.points else [1000, 2000, 5000], args.thresholds)
     elif args.what == "blocked":
         bench_blocked(args.points or 100_000, args.thresholds, args.block, args.workers, args.spread)
+    elif args.what == "split":
+        bench_split(args.points or 20_000, args.thresholds, args.spread)
     else:
         bench_sweep(args.points or 10_000, steps=100)
 
