@@ -115,9 +115,10 @@ def partitions(
 ) -> Iterator[Partition]:
     """Solve at each threshold; several share work."""
     points = check_embeddings(vectors, normalise=normalise)
-    found = iter(
-        [solve(points, thresholds[0], seed=seed)] if len(thresholds) == 1 else sweep(points, thresholds)
-    )
+    if len(thresholds) == 1:
+        found = (solve(points, threshold, seed=seed) for threshold in thresholds)
+    else:
+        found = (labels for labels in sweep(points, thresholds, seed=seed))
     for threshold in thresholds:
         start = time.perf_counter()
         labels = next(found)

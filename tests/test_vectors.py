@@ -12,9 +12,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from rayscan.cli import main
-from rayscan.clustering import objective
+from rayscan.clustering import objective, solve, sweep
 from rayscan.errors import ConfigError
-from rayscan.vectors import grid
+from rayscan.vectors import grid, partitions
 
 
 def rayscan(*words: object) -> Result:
@@ -68,6 +68,19 @@ def test_matrix_and_sweep(points: np.ndarray, tmp_path: Path) -> None:
     assert len(result.stdout.splitlines()) == 5
     names = ["row", "cluster@0", "cluster@0.25", "cluster@0.5", "cluster@0.75"]
     assert pq.read_table(out).column_names == names
+
+
+@pytest.mark.parametrize("thresholds", [[0.3], [0.1, 0.3]])
+def test_seed_and_time_are_those_of_the_search(thresholds: list[float]) -> None:
+    rng = np.random.default_rng(1)
+    points = rng.standard_normal((3000, 8)).astype(np.float32)
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    for seed in (0, 5):
+        found = list(partitions(points, thresholds, seed))
+        one = [solve(points, t, seed=seed) for t in thresholds] if len(thresholds) == 1 else None
+        expected = one or list(sweep(points, thresholds, seed=seed))
+        assert all(np.array_equal(a.labels, b) for a, b in zip(found, expected, strict=True))
+        assert all(partition.seconds > 1e-3 for partition in found)
 
 
 def test_auto_learns_from_a_column(points: np.ndarray, tmp_path: Path) -> None:
