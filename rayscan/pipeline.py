@@ -242,10 +242,8 @@ def status(workspace: Workspace, config: RunConfig) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     if config.captures.paths:
         files = planning.capture_units(workspace, config)
-        rows.append(_status_row("ingest", "", [file.state for file in files]))
-    flows = _rows_by_period(workspace, "flows", {})
-    for row in rows:
-        row["rows"] = sum(flows.values())
+        flows = sum(_rows_by_period(workspace, "flows", {}).values())
+        rows.append({**_status_row("ingest", "", [file.state for file in files]), "rows": flows})
     rows += _period_rows(
         "sequences", planning.sequence_units(workspace, config), _rows_by_period(workspace, "sequences", {})
     )

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, Transaction
@@ -423,11 +424,9 @@ class Table:
 
     def replace_rows(self, column: str, values: Iterable[str], rows: pa.Table, info: CommitInfo) -> int:
         """Replace the rows where `column` is one of `values`: for small unpartitioned tables only."""
-        import pyarrow.compute as pc
-
         for _ in range(_ATTEMPTS):
             version = self.version()
-            old = self.read(version=max(version, 0)) if version >= 0 else self.schema.empty_table()
+            old = self.read(version=version) if version >= 0 else self.schema.empty_table()
             keep = old.filter(pc.invert(pc.is_in(old[column], pa.array(list(values), pa.string()))))
             merged = pa.concat_tables([keep, _conform(rows, self.schema, self.name)])
             files = [self.write(merged, {})] if merged.num_rows else []

@@ -142,6 +142,18 @@ def test_content_that_another_path_still_has_stays(site: Site) -> None:
     assert site.flows().height == 1500
 
 
+def test_the_same_content_read_with_other_settings_counts_once(site: Site) -> None:
+    for name in ("a", "b"):
+        capture(site.captures / f"{name}.parquet", 400, seed=1)
+    site.ingest()
+    paths = [f"captures.paths={site.captures}", "ingest.n_buckets=3", "captures.sensor=north"]
+    site.config = load(sets=paths, env={})
+    counts = site.ingest()
+    assert (counts.captures, counts.same, counts.flows) == (2, 1, 400)
+    assert site.flows()["sensor"].to_list() == ["north"] * 400
+    assert sorted(site.workspace.table("captures").read()["flows"].to_pylist()) == [0, 400]
+
+
 def test_a_kill_between_the_commits_is_repaired(site: Site) -> None:
     """Flows are committed, the books are not: the capture is read again and no row comes twice."""
     capture(site.captures / "a.parquet", 500)

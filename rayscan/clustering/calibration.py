@@ -25,8 +25,8 @@ F64 = NDArray[np.float64]
 class Calibration:
     """A fitted curve and how well it fits.
 
-    bins   of equal width in predicted probability: mean prediction, observed share, pairs (reliability
-    diagram) error  expected calibration error: mean |predicted − observed| over pairs, weighted to the prior
+    bins   of equal width in predicted probability: mean prediction, observed share, pairs
+    error  expected calibration error: mean |predicted − observed| over pairs, weighted to the prior
     """
 
     threshold: float
@@ -50,8 +50,8 @@ def calibrate(
     """Fit the curve on at most `max_pairs` same-source and as many different-source pairs.
 
     `vectors` float32 (N, d) of length 1, `src` (N,). Every source weighs the same among the same-source
-    pairs. Raises DataError where there are no pairs of one kind or similarity does not tell them apart (a ≤
-    0).
+    pairs. Raises DataError where there are no pairs of one kind, or where similarity does not tell them
+    apart (slope 0 or below).
     """
     if not 0 < prior < 1:
         raise DataError(f"prior must lie between 0 and 1, not {prior}")

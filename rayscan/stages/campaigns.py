@@ -75,13 +75,13 @@ def run(workspace: Workspace, config: RunConfig, model: Model, due: list[Unit], 
     with track("campaigns", len(due), "periods") as advance:
         for period, found in run_tasks(work, periods, cpus=config.resources.cluster_cpus, ordered=True):
             unit, name = period.unit, period.unit.key["period"]
-            known = [row for row in before if row["absent"] <= config.campaigns.remember]
+            known = [row for row in before if _goes_on(row, config.campaigns.remember)]
             step = follow(_campaigns(known), name, found.keys, found.sums, found.sizes, threshold)
             rows = _rows(step, found, known)
             files = [table.write(pa.Table.from_pylist(rows, schema.CAMPAIGNS), unit.key)] if rows else []
             commits.add(unit, files)
             _count(counts, rows)
-            before = [row for row in rows if row["event"] != "merged"]
+            before = rows
             advance(1, f"{name}: {len(step.names):,} campaigns")
     return counts
 
@@ -94,7 +94,12 @@ def _rows_before(workspace: Workspace, config: RunConfig, first: Unit) -> list[d
         return []
     where = {"run": config.run, "period": names[place - 1]}
     rows: list[dict[str, Any]] = workspace.table("campaigns").read(where, schema.CAMPAIGNS.names).to_pylist()
-    return [row for row in rows if row["event"] != "merged"]
+    return rows
+
+
+def _goes_on(row: dict[str, Any], remember: int) -> bool:
+    """May clusters of the next period carry this campaign on?"""
+    return bool(row["event"] != "merged" and row["absent"] <= remember)
 
 
 def _campaigns(rows: list[dict[str, Any]]) -> Campaigns:

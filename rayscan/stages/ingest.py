@@ -242,6 +242,7 @@ class _Ledger:
             if claimed.setdefault(capture, path) != path and (name in done or stored[name] == self.version):
                 same[path] = claimed[capture]
             elif name not in done and stored[name] != self.version:
+                claimed[capture] = path
                 gone.add(capture)  # read with other settings before
                 new += result.written
                 done[name] = self.version

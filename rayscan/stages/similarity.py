@@ -58,7 +58,7 @@ def sample_parts(
     split, settings = config.split, config.evaluate
 
     def work(bucket: _Bucket) -> dict[int, Sample]:
-        return {part: _sample_bucket(workspace, bucket, part, split, settings) for part in parts}
+        return _sample_bucket(workspace, bucket, parts, split, settings)
 
     found: dict[int, list[Sample]] = {part: [] for part in parts}
     with track("sample", len(buckets), "buckets") as advance:
@@ -86,8 +86,12 @@ def _buckets(workspace: Workspace, model: Model) -> list[_Bucket]:
 
 
 def _sample_bucket(
-    workspace: Workspace, bucket: _Bucket, part: int, split: SplitConfig, settings: EvaluateConfig
-) -> Sample:
+    workspace: Workspace,
+    bucket: _Bucket,
+    parts: Sequence[int],
+    split: SplitConfig,
+    settings: EvaluateConfig,
+) -> dict[int, Sample]:
     table = workspace.table("sequences").read_files(bucket.sequences, _COLUMNS)
     embedded = workspace.table("embeddings").read_files(bucket.embeddings, ("sequence_id", "vector"))
     if not np.array_equal(embedded["sequence_id"].to_numpy(), table["sequence_id"].to_numpy()):
@@ -97,10 +101,13 @@ def _sample_bucket(
         )
     src, index, sequences = (table[name].to_numpy() for name in ("src", "index", "sequences"))
     of_part = part_of(src, index, sequences, split)
-    rows = np.flatnonzero(of_part == part)
-    sources = len(np.unique(table["src"].to_numpy()[rows]))
-    taken = rows[_sampled(table.take(rows), settings)]
-    return Sample(table.take(taken), vectors_of(embedded.take(taken)), len(rows), sources)
+    samples = {}
+    for part in parts:
+        rows = np.flatnonzero(of_part == part)
+        taken = rows[_sampled(table.take(rows), settings)]
+        found = vectors_of(embedded.take(taken))
+        samples[part] = Sample(table.take(taken), found, len(rows), len(np.unique(src[rows])))
+    return samples
 
 
 def _sampled(table: pa.Table, settings: EvaluateConfig) -> NDArray[np.int64]:
