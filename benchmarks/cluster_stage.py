@@ -3,13 +3,15 @@
     python -m benchmarks.cluster_stage --points 1000000 --threshold 0.4    # bar: 4 minutes, 4 GB
 
 Planted clusters (`benchmarks.planted`) are written as one period of embeddings into a fresh workspace; then
-the stage runs on it. Printed: wall time without the start of Ray, the objective, and the largest memory of
-the driver and of any one worker, libraries included. Making the data and the objective are other processes'.
+the stage runs on it. Printed: wall and CPU time without the start of Ray, the objective, and the largest
+memory of the driver and of any one worker, libraries included. Making the data and the objective are other
+processes'.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import tempfile
 import time
@@ -47,14 +49,17 @@ def main() -> None:
         instance = (options.points, options.dimensions, options.spread)
         unit = aside.submit(write_embeddings, workspace, *instance, options.buckets).result()
         with session(config.resources):
-            ray.get([peak_mb.remote() for _ in range(options.cpus)])  # workers are up
+            before = used(options.cpus)  # workers are up
             start = time.perf_counter()
             counts = cluster.run(workspace, config, Model("m", "w", {}), [unit], CommitInfo("b", ""))
             wall = time.perf_counter() - start
-            largest = max(ray.get([peak_mb.remote() for _ in range(4 * options.cpus)]))
+            after = used(options.cpus)
         driver = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        largest = max(mb for mb, _ in after.values())
+        spent = sum(cpu_s - before.get(pid, (0.0, 0.0))[1] for pid, (_, cpu_s) in after.items())
         value = aside.submit(objective_of, workspace, unit, options.threshold).result()
-    print(f"{options.points:,} points, θ = {options.threshold:g}: {wall:.1f} s, {counts.clusters:,} clusters")
+    print(f"{options.points:,} points, θ = {options.threshold:g}: {wall:.1f} s, {spent:.0f} CPU-s")
+    print(f"{counts.clusters:,} clusters")
     print(f"objective {value:,.1f}")
     print(f"memory: driver {driver:,.0f} MB, largest worker {largest:,.0f} MB")
 
@@ -86,11 +91,20 @@ def objective_of(workspace: Workspace, unit: Unit, threshold: float) -> float:
     return objective(vectors_of(rows), labels[rows["sequence_id"].to_numpy()], threshold)
 
 
+def used(cpus: int) -> dict[int, tuple[float, float]]:
+    """Of the driver and of every worker: its largest resident memory in MB, and the CPU seconds it took."""
+    return dict([usage(), *ray.get([worker_usage.remote() for _ in range(4 * cpus)])])
+
+
 @ray.remote(num_cpus=1)
-def peak_mb() -> float:
-    """Largest resident memory that this worker process ever had."""
+def worker_usage() -> tuple[int, tuple[float, float]]:
     time.sleep(0.3)  # so that every worker gets one
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return usage()
+
+
+def usage() -> tuple[int, tuple[float, float]]:
+    found = resource.getrusage(resource.RUSAGE_SELF)
+    return os.getpid(), (found.ru_maxrss / 1024, found.ru_utime + found.ru_stime)
 
 
 if __name__ == "__main__":

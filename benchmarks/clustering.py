@@ -6,6 +6,7 @@
     python -m benchmarks.clustering blocked --points 1000000 --thresholds 0.4 --block 62500 --spread 0.05
                                                # bar: 4 minutes, 4 GB
     python -m benchmarks.clustering split      # N = 20,000 in four blocks; bar: 0.5 % of the objective
+    python -m benchmarks.clustering choice     # N = 50,000: arbitrary blocks against blocks of similar rows
     python -m benchmarks.clustering sweep      # 100 thresholds at N = 10,000; bar: 2 minutes
 
 Run with OMP_NUM_THREADS=1. Times are CPU seconds, of all processes together, and exclude the compilation of
@@ -30,6 +31,7 @@ import numpy as np
 from benchmarks.explicit import greedy_contraction, kernighan_lin, pair_weights, value
 from benchmarks.planted import planted
 from rayscan.clustering import objective, solve, solve_blocked, sweep
+from rayscan.clustering.multilevel import neighbourhoods
 
 
 def cpu_s(work: Callable[[], Any]) -> tuple[Any, float]:
@@ -128,7 +130,7 @@ def _blocked_once(path: str, n: int, threshold: float, block: int, workers: int)
     spent_all = spent + children.ru_utime + children.ru_stime
     print(
         f"N {n} θ {threshold}: objective {found:.0f}, {len(solution.clusters)} clusters, "
-        f"{solution.rounds} rounds{'' if solution.converged else ' (stopped)'}, "
+        f"{solution.rounds} rounds (the last gained {solution.left:.1e}), "
         f"{spent_all:.1f} CPU-s (caller {spent:.1f}), {wall:.1f} s, at most {gb:.2f} GB",
         flush=True,
     )
@@ -142,6 +144,29 @@ def bench_split(n: int, thresholds: Sequence[float], spread: float, n_blocks: in
         solution = solve_blocked(lambda i: points[parts[i]], n_blocks, threshold)
         split = objective(points, np.concatenate(solution.labels), threshold)
         print(f"N {n} θ {threshold}: {n_blocks} blocks / one {split / whole:.5f}", flush=True)
+
+
+def bench_choice(n: int, thresholds: Sequence[float], block: int, spread: float) -> None:
+    points, _ = planted(n, seed=0, spread=spread)
+    compile_all()
+    similar, spent = cpu_s(lambda: points[np.concatenate(neighbourhoods(points.astype(np.float64), 0))])
+    print(f"N {n}: dividing into blocks of similar rows {spent:.1f} s", flush=True)
+    for threshold in thresholds:
+        for name, rows in (("arbitrary", points), ("similar", similar)):
+            for rounds in (0, 20):
+                load = partial(_slice, rows, block)
+                task = partial(solve_blocked, load, -(-n // block), threshold, max_rounds=rounds)
+                solution, spent = cpu_s(task)
+                found = objective(rows, np.concatenate(solution.labels), threshold)
+                print(
+                    f"θ {threshold} {name} blocks of {block}, {solution.rounds} rounds: {found:.0f}, "
+                    f"{len(solution.clusters)} clusters, {spent:.1f} s",
+                    flush=True,
+                )
+
+
+def _slice(rows: np.ndarray, size: int, i: int) -> np.ndarray:
+    return rows[i * size : (i + 1) * size]
 
 
 def bench_sweep(n: int, steps: int) -> None:
@@ -160,7 +185,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["solve", "reference", "blocked", "split", "sweep"])
+    parser.add_argument("what", choices=["solve", "reference", "blocked", "split", "choice", "sweep"])
     parser.add_argument("--points", type=int)
     parser.add_argument("--thresholds", type=float, nargs="+", default=[0.2, 0.4, 0.6])
     parser.add_argument("--seeds", type=int, default=3)
@@ -178,6 +203,8 @@ def main() -> None:
         bench_blocked(args.points or 100_000, args.thresholds, args.block, args.workers, args.spread)
     elif args.what == "split":
         bench_split(args.points or 20_000, args.thresholds, args.spread)
+    elif args.what == "choice":
+        bench_choice(args.points or 50_000, args.thresholds, args.block, args.spread)
     else:
         bench_sweep(args.points or 10_000, steps=100)
 

@@ -28,13 +28,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from rayscan.config import ModelConfig, SplitConfig, TrainConfig
+from rayscan.config import SplitConfig, TrainConfig, load
 from rayscan.model.encoder import Encoder, sinusoids
 from rayscan.model.features import Sequences, collate
 from rayscan.model.fit import fit
 from rayscan.model.sampling import PairSampler
 
-PAPER = ModelConfig(causal=True, attention_scale="model", time="float32")
+PAPER = load("paper", env={}).model
 SHAPES = ((128, 16, 12), (64, 128, 5))  # sources in a batch, flows in a sequence, steps in a block
 
 

@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -125,6 +126,18 @@ def _stage_options(function: F, workspace_required: bool = True) -> F:
     return function
 
 
+_model_option = click.option(
+    "--model",
+    help="Use this model: its id in the workspace, or a folder or s3:// prefix, which is copied there.",
+)
+_from_option = click.option(
+    "--from",
+    "start",
+    metavar="MODEL",
+    help="Train on from this model (id or folder) instead of from random weights, and measure the drift.",
+)
+
+
 # ---------------------------------------------------------------------------------------------
 # a telescope to try things on
 # ---------------------------------------------------------------------------------------------
@@ -185,17 +198,27 @@ def _execute(
     as_json: bool,
     dry_run: bool,
     fresh: bool = False,
+    model: str | None = None,
+    start: str | None = None,
 ) -> None:
     config = configuration.load(preset, config_file, sets)
-    from rayscan import pipeline, planning
+    from rayscan import models, pipeline, planning
     from rayscan.tables import Workspace
 
+    place = Workspace(str(workspace) if "://" in workspace else str(Path(workspace).expanduser().absolute()))
+    found = None if model is None else models.named(place, model)
+    begun = None if start is None else models.named(place, start)
+    config = config if found is None else models.using(config, found)
+    config = config if begun is None else models.starting_from(config, begun)
     if dry_run:
-        _show_status(pipeline.plan(workspace, config), as_json, stages)
+        _show_status(pipeline.plan(workspace, config, found.model if found else None), as_json, stages)
         return
     if config.captures.paths:
         planning.find_captures(config.captures, workspace)  # says what is missing before anything is made
     opened = Workspace.open(workspace, config.ingest if config.captures.paths else None)
+    for one in (found, begun):
+        if one is not None:
+            models.bring_in(opened, one)
     outcome = pipeline.Run(opened, config, address).execute(stages, fresh)
     if outcome.exit_code == pipeline.NOTHING_TO_DO:
         click.echo(f"nothing to do: everything in {opened.uri} is up to date", err=True)
@@ -208,6 +231,8 @@ def _execute(
 
 
 @main.command("run", epilog=_EPILOG)
+@_model_option
+@_from_option
 @_stage_options
 def run_command(**options: Any) -> None:
     """Do everything that is due, from captures to the report.
@@ -220,15 +245,80 @@ def run_command(**options: Any) -> None:
     _execute(STAGES, **options)
 
 
+_format_option = click.option(
+    "--format",
+    "capture_format",
+    help="Format of all captures, where their content is ambiguous (captures.format).  [default: auto]",
+)
+
+
+def _with_captures(
+    sets: tuple[str, ...], paths: tuple[str, ...], capture_format: str | None
+) -> tuple[str, ...]:
+    """`--set` items, with those that stand for captures given as arguments."""
+    if paths:
+        sets += (f"captures.paths={json.dumps(paths, ensure_ascii=False)}",)
+    return sets if capture_format is None else (*sets, f"captures.format={capture_format}")
+
+
 @main.command(epilog=_EPILOG)
+@click.argument("captures", nargs=-1)
+@_format_option
 @_stage_options
-def ingest(**options: Any) -> None:
+def ingest(
+    captures: tuple[str, ...], capture_format: str | None, sets: tuple[str, ...], **options: Any
+) -> None:
     """Read captures into the flows table.
 
-    A capture is known by its content: given twice it counts once, corrected it replaces the old one. What
-    cannot be read is counted in the rejects table, and the exit code is 3.
+    CAPTURES are files, folders, s3:// prefixes or quoted patterns, in place of captures.paths. A capture is
+    known by its content: given twice it counts once, corrected it replaces the old one. What cannot be read
+    is counted in the rejects table, and the exit code is 3.
+
+    \b
+      rayscan ingest -w /data/ws '/data/telescope/2024-*/**/*.pcap.gz'
+      rayscan ingest -w s3://bucket/ws s3://bucket/telescope/2024-03 --format csv
     """
-    _execute(("ingest",), **options)
+    _execute(("ingest",), sets=_with_captures(sets, captures, capture_format), **options)
+
+
+@main.command()
+@click.argument("captures", nargs=-1, required=True)
+@click.option("--rows", type=click.IntRange(min=1), help="Stop after about this many rows of each capture.")
+@_format_option
+@_config_options
+@_json_option
+def inspect(
+    captures: tuple[str, ...],
+    rows: int | None,
+    capture_format: str | None,
+    preset: str,
+    config_file: Path | None,
+    sets: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Show what captures hold and how they are read, without ingesting them.
+
+    CAPTURES as for `rayscan ingest`. Of one, everything is shown: format, time span, rejects, addresses,
+    ports, and which columns it records or lacks; of several, a line each and then all of them together. The
+    exit code is 3 if something could not be read.
+    """
+    config = configuration.load(preset, config_file, _with_captures(sets, captures, capture_format))
+    from rayscan import inspect as inspection
+    from rayscan.planning import find_captures
+    from rayscan.progress import track
+
+    files = find_captures(config.captures)
+    results = []
+    with track("inspect", len(files), "captures") as advance:
+        for result in inspection.inspect(files, config, rows):
+            results.append(result)
+            advance(1, result.path)
+    if as_json:
+        facts = {"captures": [result.facts() for result in results]}
+        click.echo(json.dumps({**facts, "together": inspection.together(results).facts()}, indent=1))
+    else:
+        inspection.show(results)
+    sys.exit(0 if all(result.whole for result in results) else 3)
 
 
 @main.command(epilog=_EPILOG)
@@ -240,16 +330,66 @@ def sequences(**options: Any) -> None:
 
 @main.command(epilog=_EPILOG)
 @click.option("--fresh", is_flag=True, help="Train again, in place of the model that these settings have.")
+@_from_option
 @_stage_options
 def train(**options: Any) -> None:
     """Train the encoder on sequences, without labels.
 
-    A killed training goes on from its last checkpoint when it is started again.
+    A killed training goes on from its last checkpoint when it is started again. With --from, the model of an
+    earlier period is trained on; how well it separates the new data before and after stands beside the new
+    model (drift.json):
+
+    \b
+      rayscan train -w WS --from 3f0c5a1b9d2e4f60 --set train.periods=2024-03 --set train.steps=300
     """
     _execute(("train",), **options)
 
 
 @main.command(epilog=_EPILOG)
+@_stage_options
+def tune(
+    workspace: str,
+    preset: str,
+    config_file: Path | None,
+    sets: tuple[str, ...],
+    address: str | None,
+    as_json: bool,
+    dry_run: bool,
+) -> None:
+    """Try settings on the workspace's sequences and write down the best.
+
+    What to vary stands in section `tune`. Trials train for a few steps, the best of them for several times as
+    many, and so on up to train.steps. They are ranked by how well they separate sources that training has not
+    seen. Prints the path of the best settings, a file for `rayscan train --config`. A sweep that was killed
+    goes on where it was.
+
+    \b
+      rayscan tune -w WS --set 'tune.space={train.learning_rate: {loguniform: [1e-4, 1e-2]}}'
+    """
+    config = configuration.load(preset, config_file, sets)
+    from rayscan import pipeline
+    from rayscan.tables import Workspace
+
+    opened = Workspace.open(workspace)
+    if dry_run:
+        click.echo(json.dumps(pipeline.plan_tune(opened, config), indent=1))
+        return
+    code, facts = pipeline.tune(opened, config, address)
+    if as_json:
+        click.echo(json.dumps(facts, indent=1))
+    else:
+        changed = ", ".join(f"{path} {value}" for path, value in facts["best"].items())
+        what = "nothing to do: this sweep is done" if code == pipeline.NOTHING_TO_DO else facts["status"]
+        click.echo(f"tune: {what}; best of {facts['trials']} trials: {changed or 'unchanged'}", err=True)
+        figures = [facts["separation"], facts["separation_unchanged"]]
+        best, unchanged = ("failed" if x is None else f"{x:.4f}" for x in figures)
+        click.echo(f"separation {best}; settings unchanged {unchanged}; see {facts['page']}", err=True)
+        click.echo(facts["config"])
+    sys.exit(code)
+
+
+@main.command(epilog=_EPILOG)
+@_model_option
 @_stage_options
 def embed(**options: Any) -> None:
     """Turn every sequence into a vector with the trained model."""
@@ -259,17 +399,20 @@ def embed(**options: Any) -> None:
 @main.command(epilog=_EPILOG)
 @click.argument("vectors", type=click.Path(path_type=Path), required=False)
 @click.option("--threshold", default="auto", show_default=True, help="VECTORS: a similarity, or auto.")
-@click.option("--sweep", help="VECTORS: thresholds start:stop:step, or a list 0.2,0.4.")
+@click.option("--sweep", help="VECTORS: thresholds start:stop:step (without stop), or a list 0.2,0.4.")
 @click.option("--out", type=click.Path(path_type=Path), help="VECTORS: Parquet file of labels to write.")
 @click.option("--group", default="src", show_default=True, help="VECTORS: for auto, column of known groups.")
 @click.option("--normalise", is_flag=True, help="VECTORS: divide each by its length first.")
 @click.option("--seed", default=0, show_default=True, help="VECTORS: seed of the search.")
+@_model_option
 @partial(_stage_options, workspace_required=False)
 def cluster(vectors: Path | None, **options: Any) -> None:
     """Group sequences by correlation clustering: each period's, or the rows of a file.
 
     Without VECTORS, the periods of a workspace (settings: section `cluster`). With VECTORS, the rows of a
-    Parquet file with a list column `vector`, or of a .npy matrix; no workspace is needed:
+    Parquet file with a list column `vector`, or of a .npy matrix; no workspace is needed. Labels are written
+    beside the other columns of the file, as column `cluster`, or `cluster@0.4` for each threshold of a sweep.
+    A long sweep uses Ray.
 
     \b
       rayscan cluster vectors.parquet --threshold 0.4 --out labels.parquet
@@ -278,11 +421,27 @@ def cluster(vectors: Path | None, **options: Any) -> None:
     names = ("threshold", "sweep", "out", "group", "normalise", "seed")
     of_file = {name: options.pop(name) for name in names}
     if vectors is not None:
-        _cluster_file(vectors, as_json=options["as_json"], **of_file)
+        _refuse(_OF_WORKSPACE, "is for a workspace, not for VECTORS")
+        if of_file["sweep"] is not None:
+            _refuse(("threshold",), "and --sweep exclude each other")
+        _cluster_file(vectors, as_json=options["as_json"], address=options["address"], **of_file)
     elif options["workspace"] is None:
         raise click.UsageError("give a file of vectors, or a workspace with -w")
     else:
+        _refuse(names, "is for VECTORS; for a workspace see `--set cluster.threshold=...`")
         _execute(("cluster",), **options)
+
+
+_OF_WORKSPACE = ("model", "workspace", "preset", "config_file", "sets", "dry_run")
+
+
+def _refuse(names: tuple[str, ...], why: str) -> None:
+    """Usage error for the first of these options that stands on the command line, where it means nothing."""
+    context = click.get_current_context()
+    for option in context.command.params:
+        source = context.get_parameter_source(option.name or "")
+        if option.name in names and source is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{option.opts[-1]} {why}")
 
 
 def _cluster_file(
@@ -294,27 +453,32 @@ def _cluster_file(
     normalise: bool,
     seed: int,
     as_json: bool,
+    address: str | None,
 ) -> None:
     from rayscan import vectors
     from rayscan.progress import say, track
 
-    given = vectors.read(path)
-    if sweep is not None:
-        thresholds = vectors.grid(sweep)
-    elif threshold == "auto":
-        found = vectors.calibrated(given, group, seed, normalise)
+    thresholds = vectors.grid(sweep) if sweep is not None else []
+    if not thresholds and threshold != "auto":
+        thresholds = [vectors.number(threshold)]
+    if out is not None:
+        vectors.check_out(out, path)
+    given = vectors.read(path, normalise)
+    if not thresholds:
+        found = vectors.calibrated(given, group, seed)
         say(f"threshold {found.threshold:.4f}, calibrated on column {group} (error {found.error:.3f})")
         thresholds = [found.threshold]
-    else:
-        thresholds = vectors.grid(threshold)
-    results = []
+    n, d = given.values.shape
+    say(f"cluster: {n:,} vectors of {d} dimensions")
+    summaries, kept = [], []
     with track("cluster", len(thresholds), "thresholds") as advance:
-        for one in vectors.partitions(given.values, thresholds, seed, normalise):
-            results.append(one)
-            advance(1, f"threshold {one.threshold:g}: {one.summary()['clusters']:,} clusters")
+        for one in vectors.partitions(given.values, thresholds, seed, address, partial(advance, 0)):
+            summaries.append(one.summary())
+            kept += [one] if out is not None else []
+            advance(1, f"threshold {one.threshold:g}: {summaries[-1]['clusters']:,} clusters")
     if out is not None:
-        vectors.write(out, given, results)
-    summaries = [one.summary() for one in results]
+        for name in vectors.write(out, given, kept):
+            say(f"column `{name}` of {path} is left out: the labels have its name")
     if as_json:
         click.echo(json.dumps(summaries, indent=1))
     else:
@@ -338,6 +502,7 @@ def _show_partitions(summaries: list[dict[str, Any]]) -> None:
 
 
 @main.command(epilog=_EPILOG)
+@_model_option
 @_stage_options
 def campaigns(**options: Any) -> None:
     """Follow clusters from period to period: born, continued, split, merged, gone."""
@@ -345,6 +510,7 @@ def campaigns(**options: Any) -> None:
 
 
 @main.command(epilog=_EPILOG)
+@_model_option
 @_stage_options
 def evaluate(**options: Any) -> None:
     """Measure how well similarity tells sources apart, and clusters against labels."""
@@ -352,6 +518,7 @@ def evaluate(**options: Any) -> None:
 
 
 @main.command(epilog=_EPILOG)
+@_model_option
 @_stage_options
 def report(**options: Any) -> None:
     """Write the HTML report of a run and print its path."""
@@ -448,6 +615,141 @@ def vacuum(workspace: str, hours: float, dry_run: bool) -> None:
             click.echo(f"{name}/{path}")
             count += 1
     click.echo(f"{count:,} files {'would be' if dry_run else 'were'} deleted", err=True)
+
+
+@main.group("scanners")
+def scanners_group() -> None:
+    """Lists of known scanners, which the report and `evaluate.labels` name sources by.
+
+    Lists age, so each entry is dated, and traffic is looked up with its own date: see the setting
+    scanners.tolerance_days. A new list makes campaigns, evaluation and report stale, and nothing before.
+    """
+
+
+_DAY = click.DateTime(["%Y-%m-%d"])
+
+
+@scanners_group.command("import", epilog=_EPILOG)
+@_workspace_option
+@click.argument("files", nargs=-1, required=True)
+@click.option("--source", help="Whose list it is (default: the file's name; Parquet says it by itself).")
+@click.option("--organisation", help="Who scans, where the list does not say, or in place of what it says.")
+@click.option("--from", "valid_from", type=_DAY, help="First day for which the list vouches, YYYY-MM-DD.")
+@click.option("--to", "valid_to", type=_DAY, help="Last such day (default: as --from).")
+@_json_option
+def scanners_import(
+    workspace: str,
+    files: tuple[str, ...],
+    source: str | None,
+    organisation: str | None,
+    valid_from: datetime | None,
+    valid_to: datetime | None,
+    as_json: bool,
+) -> None:
+    """Add lists of known scanners to a workspace.
+
+    Read are ipset, plain addresses and CIDR, nftables sets, MISP warninglists, NICTER's JSON, and Parquet
+    with columns net, len, org, source, as_of; also compressed. The content tells which. A list without a
+    date of its own needs --from; a list that is there already changes nothing.
+
+    \b
+      rayscan scanners import -w WS censys.ipset --from 2024-11-01
+      rayscan scanners import -w WS ranges.txt.gz --organisation shodan --from 2023-01-01 --to 2023-12-31
+    """
+    from rayscan.captures.scanner_lists import Given
+    from rayscan.progress import say
+    from rayscan.stages.lists import import_list
+    from rayscan.tables import Workspace
+
+    opened = Workspace.open(workspace)
+    days = [None if day is None else day.date() for day in (valid_from, valid_to)]
+    results = []
+    for file in files:
+        given = Given(source or Path(file).name, organisation, *days)
+        made = import_list(opened, file, given)
+        listed = made.listed
+        results.append(
+            {
+                "file": file, "list": made.list, "new": made.new, "form": listed.form,
+                "networks": listed.entries.num_rows, "ipv6": listed.ipv6, "bad": listed.bad,
+            }
+        )  # fmt: skip
+        what = f"{listed.entries.num_rows:,} networks, dated by {listed.dates}"
+        skipped = f"; {listed.ipv6:,} IPv6 networks left out" if listed.ipv6 else ""
+        wrong = f"; {listed.bad:,} are no network ({', '.join(listed.examples)})" if listed.bad else ""
+        state = "" if made.new else "; there already: nothing to do"
+        say(f"{file}: list {made.list}, {listed.form}, {what}{skipped}{wrong}{state}")
+    if as_json:
+        click.echo(json.dumps(results, indent=1))
+    new, bad = any(one["new"] for one in results), any(one["bad"] for one in results)
+    sys.exit(3 if bad else 0 if new else 4)
+
+
+@scanners_group.command("list")
+@_workspace_option
+@_json_option
+def scanners_list(workspace: str, as_json: bool) -> None:
+    """Show the lists of a workspace: networks, organisations, and the days for which they vouch."""
+    from rayscan.stages.lists import overview
+    from rayscan.tables import Workspace
+
+    _show_rows(overview(Workspace.open(workspace)).to_pylist(), as_json)
+
+
+@scanners_group.command("remove")
+@_workspace_option
+@click.argument("name", metavar="LIST")
+def scanners_remove(workspace: str, name: str) -> None:
+    """Take a list out of a workspace; `rayscan scanners list` shows the names."""
+    from rayscan.progress import say
+    from rayscan.stages.lists import remove_list
+    from rayscan.tables import Workspace
+
+    say(f"list {name}: {remove_list(Workspace.open(workspace), name):,} networks removed")
+
+
+@scanners_group.command("lookup")
+@_workspace_option
+@_config_options
+@click.argument("address")
+@click.option("--date", "day", type=_DAY, help="Day of the traffic: show the entry that counts then.")
+@_json_option
+def scanners_lookup(
+    workspace: str,
+    preset: str,
+    config_file: Path | None,
+    sets: tuple[str, ...],
+    address: str,
+    day: datetime | None,
+    as_json: bool,
+) -> None:
+    """Show which lists know an address: all entries, or with --date the one that counts on that day."""
+    from rayscan.stages.lists import lookup
+    from rayscan.tables import Workspace
+
+    config = configuration.load(preset, config_file, sets)
+    rows = lookup(Workspace.open(workspace), config, address, None if day is None else day.date())
+    if not rows and not as_json:
+        click.echo(f"no list knows {address}" + (" on that day" if day else ""), err=True)
+        return
+    _show_rows(rows, as_json)
+
+
+def _show_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(rows, indent=1, default=str))
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name, value in rows[0].items() if rows else ():
+        table.add_column(name.replace("_", " "), justify="right" if isinstance(value, int) else "left")
+    for row in rows:
+        cells = (f"{value:,}" if isinstance(value, int) else escape(str(value)) for value in row.values())
+        table.add_row(*cells)
+    Console(soft_wrap=True).print(table)
 
 
 @main.group("config")

@@ -6,13 +6,16 @@ An unknown key is an error that names the nearest valid one, wherever it came fr
 
 Every section has a `digest`: the hash of those of its fields that can change a result. Fields that only say
 how the work is done (workers, batch sizes) are marked `how=True` and stay outside it, so that rerunning on
-a larger cluster redoes nothing.
+a larger cluster redoes nothing. A field that was added later stays outside it too while it has the value
+that leaves everything as it was before (`_since`), so that upgrading redoes nothing. A changed default is
+seen, because the value is compared with that neutral one, not with the default.
 """
 
 from __future__ import annotations
 
 import difflib
 import hashlib
+import ipaddress
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -22,11 +25,22 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
 
 from rayscan.errors import ConfigError
 
 ENV_PREFIX = "RAYSCAN_"
+Tracker = Literal["tensorboard", "mlflow", "wandb"]
 Input = Literal["dst", "dst_port", "proto", "gap", "ttl", "size", "tcp_flags"]
 
 
@@ -35,11 +49,34 @@ def _how(default: Any, description: str, **constraints: Any) -> Any:
     return Field(default, description=description, json_schema_extra={"how": True}, **constraints)
 
 
+def _since(neutral: Any, description: str, **constraints: Any) -> Any:
+    """A field of a section that workspaces already know; `neutral`, its first default, changes nothing there.
+
+    Should the default change one day, `neutral` must stay.
+    """
+    return Field(neutral, description=description, json_schema_extra={"neutral": neutral}, **constraints)
+
+
 def _one_or_many(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
 Strings = Annotated[tuple[str, ...], BeforeValidator(_one_or_many)]
+
+
+def _without_unit(value: Any) -> Any:
+    return value.strip().removesuffix("s") if isinstance(value, str) else value
+
+
+def _prefix(value: str) -> str:
+    try:
+        return str(ipaddress.IPv4Network(value))
+    except ValueError as error:
+        raise ValueError(f"is no IPv4 prefix such as 198.18.0.0/15: {error}") from None
+
+
+Networks = Annotated[tuple[Annotated[str, AfterValidator(_prefix)], ...], BeforeValidator(_one_or_many)]
+Seconds = Annotated[int, BeforeValidator(_without_unit), Field(ge=1, le=86_400)]
 
 
 class Section(BaseModel):
@@ -50,7 +87,7 @@ class Section(BaseModel):
         data = self.model_dump(mode="json")
         for name, field in type(self).model_fields.items():
             extra = field.json_schema_extra
-            if isinstance(extra, dict) and extra.get("how"):
+            if isinstance(extra, dict) and (extra.get("how") or extra.get("neutral", ...) == data[name]):
                 del data[name]
         return data
 
@@ -58,7 +95,15 @@ class Section(BaseModel):
 class CapturesConfig(Section):
     """What to read, and how to understand it."""
 
-    paths: Strings = _how((), "Files, folders (read recursively) or s3:// prefixes of captures.")
+    paths: Strings = _how(
+        (),
+        "Files, folders (read recursively) or s3:// prefixes of captures. In a quoted pattern `*`, `?` and "
+        "`[...]` match within a name, `**` any folders; a folder that matches is read whole.",
+    )
+    format: str = _since(
+        "auto",
+        "Format of all captures, for files whose content is ambiguous; auto tells each by its content.",
+    )
     columns: dict[str, str] = Field(
         {},
         description="Column map for tables (Parquet, CSV): rayscan's name -> the file's name, for example "
@@ -88,8 +133,27 @@ class CapturesConfig(Section):
         description="Exact duplicate rows of one capture: kept (clocks of one second make honest ones), "
         "or dropped and counted as rejects.",
     )
+    aggregate: Seconds | None = _since(
+        None,
+        "Packet captures: packets with equal source, destination, port and protocol within so many seconds "
+        "(60s) of the first make one flow. Without it, each packet is a flow.",
+    )
+    reserved: Literal["reject", "keep"] = Field(
+        "reject",
+        description="Flows whose source lies in private or otherwise special space (RFC 6890), which cannot "
+        "come over the Internet: counted as rejects, or kept.",
+        json_schema_extra={"neutral": "keep"},
+    )
+    telescope: Networks = _since(
+        (),
+        "The telescope's own prefixes. If given, only flows from outside to inside are kept, the others are "
+        "counted as rejects; a flow without a recorded destination is kept.",
+    )
     max_ratio: int = _how(
         1000, "Largest expansion of a compressed capture before it is refused as a bomb.", ge=1
+    )
+    max_gb: float = _how(
+        1000.0, "Most decompressed gigabytes of one capture before the rest is refused as a bomb.", gt=0
     )
 
     @model_validator(mode="after")
@@ -110,6 +174,14 @@ class IngestConfig(Section):
     )
     n_buckets: int = Field(
         16, ge=1, le=65536, description="Buckets by hash of the source; aim at 128 to 512 MB per period."
+    )
+    addresses: Literal["raw", "cryptopan"] = _since(
+        "raw",
+        "Store source and destination addresses as they are, or as prefix-preserving pseudonyms "
+        "(Crypto-PAn) with the key of RAYSCAN_ANONYMISE_KEY or ingest.key_file.",
+    )
+    key_file: str | None = _how(
+        None, "File with the key of the pseudonyms: 64 hexadecimal digits or 32 bytes. It is never copied."
     )
     batch_rows: int = _how(500_000, "Rows a task holds in memory at a time.", ge=1)
 
@@ -157,7 +229,7 @@ class ModelConfig(Section):
         ("dst", "dst_port", "proto", "gap"), min_length=1, description="Columns of a flow the encoder sees."
     )
     d_model: int = Field(128, ge=8, description="Width of the transformer.")
-    layers: int = Field(4, ge=1, description="Transformer layers.")
+    layers: int = Field(2, ge=1, description="Transformer layers.")
     heads: int = Field(4, ge=1, description="Attention heads; must divide d_model.")
     d_ff: int = Field(256, ge=8, description="Width of the feed-forward layers.")
     d_embedding: int = Field(128, ge=2, description="Dimensions of the embedding.")
@@ -167,6 +239,29 @@ class ModelConfig(Section):
     )
     attention_scale: Literal["head", "model"] = Field(
         "head", description="Divide logits by sqrt(d_head) or, as the paper's code does, by sqrt(d_model)."
+    )
+    encoding: Literal["hashed", "tables"] = Field(
+        "hashed",
+        description="A flow's port and gap as tokens: hashed with the protocol, and waves from microseconds "
+        "to weeks; or, as the paper does, a row for each port and a line.",
+        json_schema_extra={"neutral": "tables"},
+    )
+    norm: Literal["pre", "post"] = Field(
+        "pre",
+        description="Normalise ahead of each branch of a layer or, as the paper does, after it.",
+        json_schema_extra={"neutral": "post"},
+    )
+    pooling: Literal["moments", "mean"] = Field(
+        "moments",
+        description="Of a sequence's flows take mean, largest and spread or, as the paper does, the mean.",
+        json_schema_extra={"neutral": "mean"},
+    )
+    counts: int = Field(
+        16_384,
+        ge=0,
+        description="Rows of the hashed table of counted features beside the transformer; 0 for none, as in "
+        "the paper.",
+        json_schema_extra={"neutral": 0},
     )
     time: Literal["int64", "float32"] = Field(
         "int64",
@@ -190,7 +285,7 @@ class TrainConfig(Section):
     batch_sources: int = Field(
         256, ge=2, description="Sources in the global batch, over all workers; two sequences of each."
     )
-    temperature: float = Field(0.07, gt=0, description="Temperature of NT-Xent.")
+    temperature: float = Field(0.15, gt=0, description="Temperature of NT-Xent.")
     alpha: float = Field(0.5, ge=0, le=1, description="Sources are drawn with probability ∝ sequences^alpha.")
     learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate of AdamW.")
     schedule: Literal["cosine", "constant"] = Field("cosine", description="Rate after the warm-up.")
@@ -211,6 +306,91 @@ class TrainConfig(Section):
     checkpoint_every: int = _how(100, "Steps between checkpoints.", ge=1)
     max_failures: int = _how(3, "Restarts from the last checkpoint after a lost worker.", ge=0)
     device: Literal["auto", "cpu", "cuda"] = _how("auto", "Where to train; auto takes a GPU if there is one.")
+    start: str | None = _since(
+        None, "Model of the workspace to go on from, by its id (`train --from` sets it); else random weights."
+    )
+    trackers: tuple[Tracker, ...] = _how(
+        ("tensorboard",),
+        "Who is told of every step besides metrics.parquet: tensorboard (beside the model), mlflow, wandb.",
+    )
+
+
+_FIXED_IN_SWEEP = {"steps", "periods", "start", "validate_every"}  # the budget, the data, the yardstick
+
+
+class Dimension(Section):
+    """One setting of a sweep: exactly one of these."""
+
+    choice: tuple[Any, ...] | None = Field(None, min_length=1, description="One of these values.")
+    uniform: tuple[float, float] | None = Field(None, description="A number between these two.")
+    loguniform: tuple[float, float] | None = Field(None, description="The same, evenly on a log scale.")
+    integer: tuple[int, int] | None = Field(None, description="A whole number from the first to the second.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if sum(getattr(self, name) is not None for name in type(self).model_fields) != 1:
+            raise ValueError(f"takes exactly one of {', '.join(type(self).model_fields)}")
+        if self.choice is None and self.values[0] >= self.values[1]:
+            raise ValueError("takes the smaller number first")
+        if self.loguniform is not None and self.loguniform[0] <= 0:
+            raise ValueError("loguniform takes numbers above 0")
+        return self
+
+    @property
+    def values(self) -> tuple[Any, ...]:
+        """The choices, or the two ends."""
+        return next(v for v in (self.choice, self.uniform, self.loguniform, self.integer) if v is not None)
+
+
+class TuneConfig(Section):
+    """The sweep of `rayscan tune`: successive halving over settings of `model` and `train`."""
+
+    space: dict[str, Dimension] = Field(
+        {},
+        description="What to vary, for example {train.learning_rate: {loguniform: [1e-4, 1e-2]}, "
+        "model.layers: {choice: [1, 2]}}; also uniform and integer.",
+    )
+    trials: int = Field(16, ge=2, description="Settings that are tried; the first are the unchanged ones.")
+    reduction: int = Field(3, ge=2, description="After each rung one in so many trials goes on.")
+    first_steps: int = Field(
+        100, ge=1, description="Fewest steps of the first rung; each later one has `reduction` times as many."
+    )
+    seed: int = Field(0, description="Seed of the settings drawn.")
+    minutes: float | None = _how(None, "Stop after so much time; the next run goes on.", gt=0)
+    concurrent: int = _how(0, "Most trials at a time; 0 for as many as there are CPUs or GPUs.", ge=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for path, dimension in self.space.items():
+            field = _swept_field(path)
+            adapter: TypeAdapter[Any] = TypeAdapter(Annotated[field.annotation, *field.metadata])  # type: ignore[arg-type]
+            for value in dimension.values:
+                try:
+                    adapter.validate_python(value)
+                except ValidationError as error:
+                    raise ValueError(f"{path} cannot be {value!r}: {error.errors()[0]['msg']}") from None
+        return self
+
+
+def _swept_field(path: str) -> FieldInfo:
+    """The field behind `section.key`, if a sweep can vary it. Raises ValueError."""
+    section, _, key = path.partition(".")
+    sections: dict[str, type[Section]] = {"model": ModelConfig, "train": TrainConfig}
+    fields = {
+        f"{name}.{key}": field
+        for name, kind in sections.items()
+        for key, field in kind.model_fields.items()
+        if key not in _FIXED_IN_SWEEP and field.json_schema_extra != {"how": True}
+    }
+    if path not in fields:
+        if section not in sections and path in _all_keys():
+            raise ValueError(
+                f"{path} cannot be swept: all trials have the same sequences; vary model or train"
+            )
+        if section in sections and key in sections[section].model_fields:
+            raise ValueError(f"{path} cannot be swept: trials would not be comparable")
+        raise ValueError(f"unknown setting {path}{_nearest(path, fields)}")
+    return fields[path]
 
 
 class EmbedConfig(Section):
@@ -220,6 +400,10 @@ class EmbedConfig(Section):
     workers: int = _how(1, "Actors that hold the model.", ge=1)
     threads: int = _how(0, "CPU threads of each actor; 0 shares the cores out.", ge=0)
     device: Literal["auto", "cpu", "cuda"] = _how("auto", "Where to embed.")
+    model: str | None = _since(
+        None,
+        "Id of a model of the workspace to use (`--model` sets it); else the one these settings train.",
+    )
 
 
 class ClusterConfig(Section):
@@ -237,7 +421,17 @@ class ClusterConfig(Section):
         65_536, ge=2, description="Sequences of one task; it holds their vectors and little else."
     )
     max_rounds: int = Field(20, ge=0, description="Most rounds of moves over all blocks after merging.")
+    least_gain: float = _since(
+        1e-5,
+        "Rounds end with one that raises the objective by less than this share; 0 goes on until no sequence "
+        "gains by moving.",
+        ge=0,
+    )
     seed: int = Field(0, description="Seed of the order in which sequences meet.")
+    device: Literal["auto", "cpu", "cuda"] = _how(
+        "auto",
+        "Where tasks compare sequences with clusters; auto takes a GPU if resources.cluster_gpus has one.",
+    )
 
 
 class CampaignsConfig(Section):
@@ -248,6 +442,18 @@ class CampaignsConfig(Section):
     )
 
 
+class ScannersConfig(Section):
+    """Known scanners, from the lists that `rayscan scanners import` has read."""
+
+    tolerance_days: int = Field(
+        183,
+        ge=0,
+        le=1_000_000,
+        description="Days outside the dates of a list entry on which it still counts. Lists age fast: with "
+        "no limit, half of the matches of 2023 traffic were addresses that scanned years later.",
+    )
+
+
 class EvaluateConfig(Section):
     """How far the result can be trusted."""
 
@@ -255,6 +461,11 @@ class EvaluateConfig(Section):
         20, ge=2, description="Sequences taken of one source, so that none rules the figures."
     )
     max_sequences: int = Field(20_000, ge=10, description="Sequences compared with each other, per part.")
+    labels: Literal["auto", "capture", "scanners"] = _since(
+        "auto",
+        "What figures by label are of: the labels of the captures, the organisations that scanner lists "
+        "name, or auto: the captures' labels if they have any, else the lists'.",
+    )
     min_label_sources: int = Field(5, ge=2, description="Fewest sources of a label that is scored.")
     bootstrap: int = Field(200, ge=0, description="Resamples of sources for intervals; 0 for none.")
     seed: int = Field(0, description="Seed of the sampling.")
@@ -267,6 +478,14 @@ class ReportConfig(Section):
     show_sources: bool = Field(True, description="Write source addresses into the report.")
     max_clusters: int = Field(500, ge=1, description="Largest clusters that are listed.")
     max_points: int = Field(20_000, ge=100, description="Sequences drawn on the map.")
+    pfx2as: str | None = _since(
+        None, "File of prefixes and AS numbers (CAIDA's pfx2as): the report then names those of the sources."
+    )
+    mmdb: str | None = _since(
+        None,
+        "MaxMind database (.mmdb) of countries or AS numbers, on every machine at this path: the report then "
+        "names those of the sources. Needs the extra `mmdb`.",
+    )
 
 
 class ResourcesConfig(Section):
@@ -282,6 +501,7 @@ class ResourcesConfig(Section):
     embed_cpus: float = _how(1, "CPUs of one embedding actor.", gt=0)
     embed_gpus: float = _how(0, "GPUs of one embedding actor.", ge=0)
     cluster_cpus: float = _how(1, "CPUs of one clustering task.", gt=0)
+    cluster_gpus: float = _how(0, "GPUs of one clustering task.", ge=0)
 
 
 class RunConfig(Section):
@@ -298,8 +518,10 @@ class RunConfig(Section):
     split: SplitConfig = SplitConfig()
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
+    tune: TuneConfig = TuneConfig()
     embed: EmbedConfig = EmbedConfig()
     cluster: ClusterConfig = ClusterConfig()
+    scanners: ScannersConfig = ScannersConfig()
     campaigns: CampaignsConfig = CampaignsConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     report: ReportConfig = ReportConfig()

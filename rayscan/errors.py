@@ -15,6 +15,8 @@ without a traceback, and exits 1 (2 for ConfigError); everything else is a bug a
 
 from __future__ import annotations
 
+import os
+
 
 class RayscanError(Exception):
     """Base of all expected errors; `str(error)` is meant for the user."""
@@ -59,3 +61,8 @@ class DataError(RayscanError):
 
 class ModelError(RayscanError):
     pass
+
+
+def why(error: OSError) -> str:
+    """The system's own words for its error where it has any: Arrow's message repeats the path."""
+    return os.strerror(error.errno) if error.errno else str(error)

@@ -16,6 +16,8 @@ from typing import Any
 from rayscan import planning
 from rayscan.config import RunConfig, as_yaml
 from rayscan.errors import DataError, RayscanError
+from rayscan.model.search import draw
+from rayscan.models import check_start
 from rayscan.planning import STAGES, Model, Unit, run_file
 from rayscan.progress import duration, say
 from rayscan.tables import CommitInfo, Workspace
@@ -100,7 +102,7 @@ class Run:
         stages = self.outcome.stages
         if not stages:
             self.outcome.status, self.outcome.exit_code = "nothing to do", NOTHING_TO_DO
-        elif stages.get("ingest", {}).get("rejected"):
+        elif any(stages.get("ingest", {}).get(name) for name in ("rejected", "incomplete")):
             self.outcome.status, self.outcome.exit_code = "done, some inputs rejected", SOME_REJECTED
         else:
             self.outcome.status, self.outcome.exit_code = "done", DONE
@@ -121,6 +123,8 @@ class Run:
 
     def _model(self) -> Model:
         model = planning.find_model(self.workspace, self.config)
+        if model is None and self.config.embed.model is not None:
+            raise DataError(f"{self.workspace.uri} has no model {self.config.embed.model} (embed.model)")
         if model is None:
             raise DataError("these settings have no trained model yet; run `rayscan train` with them first")
         return model
@@ -161,10 +165,13 @@ class Run:
         return asdict(sequence.run(self.workspace, self.config, due, self.info))
 
     def _train(self, fresh: bool) -> dict[str, Any] | None:
-        model = planning.find_model(self.workspace, self.config)
-        if model is not None and not fresh:
+        if self.config.embed.model is not None:
+            self._model()
+            return None  # it came trained
+        if planning.find_model(self.workspace, self.config) is not None and not fresh:
             return None
         planning.training_files(self.workspace, self.config)  # says what is missing before Ray starts
+        check_start(self.workspace, self.config)
         self._need_ray()
         from rayscan.stages import train
 
@@ -228,17 +235,44 @@ def _due(units: list[Unit]) -> list[Unit]:
     return [unit for unit in units if unit.state != "done"]
 
 
-def plan(uri: str, config: RunConfig) -> list[dict[str, Any]]:
+def tune(workspace: Workspace, config: RunConfig, address: str | None = None) -> tuple[int, dict[str, Any]]:
+    """Do what is missing of the sweep that these settings ask for; the exit code and what came out."""
+    name = planning.sweep_id(config)
+    facts = workspace.read_json(f"tuning/{name}/tune.json")
+    if facts is not None and facts["status"] == "done":
+        return NOTHING_TO_DO, facts
+    draw(config)  # says what is wrong with the settings before Ray starts
+    planning.training_files(workspace, config)
+    from rayscan.stages.session import session
+
+    with session(config.resources, address):
+        from rayscan.stages import tune as stage
+
+        return DONE, stage.run(workspace, config, name)
+
+
+def plan_tune(workspace: Workspace, config: RunConfig) -> dict[str, Any]:
+    """What `tune` would do; changes nothing."""
+    planning.training_files(workspace, config)
+    from rayscan.stages import tune as stage
+
+    return stage.plan(workspace, config, planning.sweep_id(config))
+
+
+def plan(uri: str, config: RunConfig, model: Model | None = None) -> list[dict[str, Any]]:
     """`status` of a workspace that need not exist yet: then everything is due."""
     if Workspace(uri).facts() is not None:
-        return status(Workspace.open(uri), config)
+        return status(Workspace.open(uri), config, model)
     files = planning.find_captures(config.captures, uri)
     later = [_status_row(stage, "", ["due"]) for stage in STAGES[1:]]
     return [_status_row("ingest", "", [file.state for file in files]), *later]
 
 
-def status(workspace: Workspace, config: RunConfig) -> list[dict[str, Any]]:
-    """What is done, due and stale, one row per stage and period, with row counts."""
+def status(workspace: Workspace, config: RunConfig, model: Model | None = None) -> list[dict[str, Any]]:
+    """What is done, due and stale, one row per stage and period, with row counts.
+
+    `model` is one that is not in the workspace yet, but would be brought in.
+    """
     rows: list[dict[str, Any]] = []
     if config.captures.paths:
         files = planning.capture_units(workspace, config)
@@ -247,7 +281,7 @@ def status(workspace: Workspace, config: RunConfig) -> list[dict[str, Any]]:
     rows += _period_rows(
         "sequences", planning.sequence_units(workspace, config), _rows_by_period(workspace, "sequences", {})
     )
-    model = planning.find_model(workspace, config)
+    model = model or planning.find_model(workspace, config)
     rows.append(_status_row("train", "", ["due" if model is None else "done"]))
     if model is None:
         return rows

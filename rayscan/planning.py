@@ -8,31 +8,41 @@ What a unit's fingerprint covers decides what a change costs:
   retrain it, because vectors of two models cannot be compared; `train --fresh` replaces it;
 - embeddings, per period and bucket: the model's weights and the sequence files;
 - clusters, per period: the threshold, the clustering settings and the period's embedding files;
-- campaigns, per period: the period's cluster files and the campaigns of the period before;
+- campaigns, per period: the period's cluster files, the campaigns of the period before, and the lists of
+  known scanners, which are asked nowhere before;
 - evaluation and report: whatever they show.
 """
 
 from __future__ import annotations
 
-import fnmatch
 import json
+import os
 import platform
+import re
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from fnmatch import fnmatchcase
 from importlib.metadata import version
 from typing import Any, Literal
 
 import pyarrow.fs as pafs
 
 import rayscan
+from rayscan.captures.detect import READERS
 from rayscan.config import CapturesConfig, RunConfig, digest
-from rayscan.errors import ConfigError, DataError
+from rayscan.errors import ConfigError, DataError, why
 from rayscan.tables import File, Key, Workspace, filesystem, fingerprint, key_name
 
 State = Literal["done", "due", "stale"]
+Groups = dict[tuple[tuple[str, str], ...], list[File]]
+"""The files that each key is made of."""
+
 _LIBRARIES = ("ray", "torch", "numpy", "pyarrow", "deltalake", "numba", "polars", "plotly")
+PIPE = "neither a file nor a folder, but a pipe, socket or device"
+"""Why such a thing is refused as a capture: reading it would wait for ever, or never come to an end."""
+
 STAGES = ("ingest", "sequences", "train", "embed", "cluster", "campaigns", "evaluate", "report")
 
 
@@ -73,9 +83,7 @@ class Model:
         return f"models/{self.id}"
 
 
-def _units(
-    workspace: Workspace, table: str, inputs: dict[tuple[tuple[str, str], ...], list[File]], *settings: str
-) -> list[Unit]:
+def _units(workspace: Workspace, table: str, inputs: Groups, *settings: str) -> list[Unit]:
     """Units of `table` from the files each key is made of, with their states."""
     target = workspace.table(table)
     keys = [dict(key) for key in inputs]
@@ -89,35 +97,43 @@ def _units(
     return units
 
 
-def _group(files: Iterable[File], names: tuple[str, ...]) -> dict[tuple[tuple[str, str], ...], list[File]]:
-    groups: dict[tuple[tuple[str, str], ...], list[File]] = defaultdict(list)
+def _group(files: Iterable[File], names: tuple[str, ...], first: tuple[tuple[str, str], ...] = ()) -> Groups:
+    """Files by their values of `names`; `first` stands at the head of each key."""
+    groups: Groups = defaultdict(list)
     for file in files:
-        groups[tuple((name, file.key[name]) for name in names)].append(file)
+        groups[*first, *((name, file.key[name]) for name in names)].append(file)
     return dict(sorted(groups.items()))
 
 
-def _with_old_keys(
-    workspace: Workspace, table: str, groups: dict[tuple[tuple[str, str], ...], list[File]], where: Key
-) -> dict[tuple[tuple[str, str], ...], list[File]]:
+def _with_old_keys(workspace: Workspace, table: str, groups: Groups, where: Key) -> Groups:
     """Adds keys that the table still holds but that have no input any more: they must become empty."""
     for file in workspace.table(table).files(where):
         groups.setdefault(file.partition, [])
     return dict(sorted(groups.items()))
 
 
-def find_captures(captures: CapturesConfig, workspace_uri: str) -> list[CaptureFile]:
+def find_captures(captures: CapturesConfig, workspace_uri: str | None = None) -> list[CaptureFile]:
     """All files that `captures.paths` names, sorted by path, each once.
 
     Folders are read recursively, without hidden files, those that begin with `_`, and the workspace itself.
-    Raises ConfigError for a path that is not there, and when nothing is found at all.
+    In a path that is not there as it stands, `*`, `?` and `[...]` match within a name, `**` any number of
+    folders; a folder that matches is read whole. What is no regular file is listed too, for ingest to refuse.
+    Raises ConfigError for a path that is not there or cannot be listed, when nothing is found at all, and for
+    an unknown captures.format.
     """
+    if captures.format not in ("auto", *READERS):
+        known = ", ".join(("auto", *READERS))
+        raise ConfigError(f"captures.format {captures.format!r} is not known; valid are {known}")
     if not captures.paths:
         raise ConfigError("captures.paths is empty: name files, folders or s3:// prefixes to read")
     found: dict[str, CaptureFile] = {}
     for path in captures.paths:
-        for file in _list_path(path):
-            if not file.path.startswith(f"{workspace_uri}/"):
-                found[file.path] = file
+        try:
+            files = _list_path(path)
+        except OSError as error:
+            raise ConfigError(f"captures.paths: cannot list {path}: {why(error)}") from None
+        inside = f"{workspace_uri}/" if workspace_uri else None
+        found |= {file.path: file for file in files if not (inside and file.path.startswith(inside))}
     if not found:
         raise ConfigError(f"captures.paths {list(captures.paths)} holds no files")
     return [found[path] for path in sorted(found)]
@@ -126,27 +142,56 @@ def find_captures(captures: CapturesConfig, workspace_uri: str) -> list[CaptureF
 def _list_path(path: str) -> list[CaptureFile]:
     fs, inner = filesystem(path)
     scheme = "s3://" if path.startswith("s3://") else ""
-    folder = inner
-    while any(sign in folder for sign in "*?["):
-        folder = folder.rpartition("/")[0]
-    info = fs.get_file_info(folder)
-    if info.type == pafs.FileType.File:
-        infos = [info]
-    elif info.type == pafs.FileType.Directory:
-        infos = fs.get_file_info(pafs.FileSelector(folder, recursive=True))
-    else:
+    base, pattern = inner, []
+    info = fs.get_file_info(inner)
+    if info.type == pafs.FileType.NotFound and (sign := re.search(r"[*?\[]", inner)):
+        base = inner[: sign.start()].rpartition("/")[0]
+        pattern = inner.removeprefix(base).strip("/").split("/")
+        info = fs.get_file_info(base)
+    if info.type == pafs.FileType.NotFound:
         raise ConfigError(f"captures.paths: {path} is not there")
-    return [
-        CaptureFile(scheme + i.path, i.size, i.mtime)
-        for i in infos
-        if i.type == pafs.FileType.File
-        and _is_capture(i.path.removeprefix(folder))
-        and (folder == inner or fnmatch.fnmatch(i.path, inner))
-    ]
+    if info.type == pafs.FileType.Directory:
+        infos = [info for info in _below(fs, base) if _is_wanted(info.path.removeprefix(base), pattern)]
+    else:
+        infos = [info]
+    if pattern and not infos:
+        raise ConfigError(f"captures.paths: nothing matches {path}")
+    return [CaptureFile(scheme + info.path, max(info.size or 0, 0), info.mtime) for info in infos]
 
 
-def _is_capture(relative: str) -> bool:
-    return not any(part[0] in "._" for part in relative.split("/") if part)
+def _below(fs: pafs.FileSystem, folder: str) -> list[pafs.FileInfo]:
+    """Everything below a folder but folders. Arrow's own listing runs in circles where links do."""
+    if not isinstance(fs, pafs.LocalFileSystem):
+        infos = fs.get_file_info(pafs.FileSelector(folder, recursive=True))
+        return [info for info in infos if info.type != pafs.FileType.Directory]
+    seen: set[str] = set()
+    files: list[str] = []
+    for place, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
+        if os.path.realpath(place) in seen:
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(place))
+        folders.sort()  # of two ways to a folder always the same is taken
+        files += [f"{place}/{name}" for name in names]
+    return list(fs.get_file_info(files))
+
+
+def _raise(error: OSError) -> None:
+    raise ConfigError(f"captures.paths: cannot list {error.filename}: {error.strerror}")
+
+
+def _is_wanted(relative: str, pattern: list[str]) -> bool:
+    parts = [part for part in relative.split("/") if part]
+    return not any(part[0] in "._" for part in parts) and _matches(parts, pattern)
+
+
+def _matches(parts: list[str], pattern: list[str]) -> bool:
+    """Whether a path, or a folder that it lies in, fits a pattern; both name by name."""
+    if not pattern:
+        return True
+    if pattern[0] == "**":
+        return any(_matches(parts[skipped:], pattern[1:]) for skipped in range(len(parts) + 1))
+    return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
 
 
 def ingest_version(config: RunConfig) -> int:
@@ -172,7 +217,7 @@ def capture_units(workspace: Workspace, config: RunConfig) -> list[CaptureFile]:
         same = (row["bytes"], row["modified"]) == (file.bytes, file.modified)
         return "done" if same and recorded[key_name({"capture": row["capture"]})] == wanted else "stale"
 
-    return [CaptureFile(file.path, file.bytes, file.modified, state(file)) for file in found]
+    return [replace(file, state=state(file)) for file in found]
 
 
 def sequence_units(workspace: Workspace, config: RunConfig) -> list[Unit]:
@@ -186,9 +231,14 @@ def model_id(config: RunConfig) -> str:
     return digest(config.sequences, config.split, config.model, config.train, config.ingest.period)
 
 
+def sweep_id(config: RunConfig) -> str:
+    """Name of the sweep that these settings ask for."""
+    return digest(model_id(config), config.tune)
+
+
 def find_model(workspace: Workspace, config: RunConfig) -> Model | None:
-    """The model that these settings ask for, or None when it has not been trained yet."""
-    name = model_id(config)
+    """The model that these settings name or ask for, or None when it is not there yet."""
+    name = config.embed.model or model_id(config)
     facts = workspace.read_json(f"models/{name}/config.json")  # written last: the artefact is whole
     if facts is None:
         return None
@@ -216,10 +266,8 @@ def data_version(files: Iterable[File]) -> str:
 
 
 def embed_units(workspace: Workspace, model: Model) -> list[Unit]:
-    groups = {
-        (("model", model.id), *key): files
-        for key, files in _group(workspace.table("sequences").files(), ("period", "bucket")).items()
-    }
+    files = workspace.table("sequences").files()
+    groups = _group(files, ("period", "bucket"), (("model", model.id),))
     groups = _with_old_keys(workspace, "embeddings", groups, {"model": model.id})
     return _units(workspace, "embeddings", groups, model.weights)
 
@@ -227,17 +275,23 @@ def embed_units(workspace: Workspace, model: Model) -> list[Unit]:
 def cluster_units(workspace: Workspace, config: RunConfig, model: Model) -> list[Unit]:
     """One unit a period. With threshold `auto` the threshold follows from the model and its calibration."""
     files = workspace.table("embeddings").files({"model": model.id})
-    groups = {(("run", config.run), *key): found for key, found in _group(files, ("period",)).items()}
+    groups = _group(files, ("period",), (("run", config.run),))
     groups = _with_old_keys(workspace, "clusters", groups, {"run": config.run})
     return _units(workspace, "clusters", groups, digest(config.cluster), model.weights)
+
+
+def scanner_version(workspace: Workspace, config: RunConfig) -> str:
+    """The lists of known scanners and how they are asked; "" where there is nobody to ask."""
+    lists = sorted({file.key["list"] for file in workspace.table("scanners").files()})
+    return digest(config.scanners, *lists) if lists and workspace.addresses == "raw" else ""
 
 
 def campaign_units(workspace: Workspace, config: RunConfig) -> list[Unit]:
     """One unit a period, in time order; each rests on the ones before it."""
     files = workspace.table("clusters").files({"run": config.run})
-    groups = {(("run", config.run), *key): found for key, found in _group(files, ("period",)).items()}
+    groups = _group(files, ("period",), (("run", config.run),))
     units = []
-    chain = digest(config.campaigns)
+    chain = digest(config.campaigns, scanner_version(workspace, config))
     for key, found in _with_old_keys(workspace, "campaigns", groups, {"run": config.run}).items():
         (unit,) = _units(workspace, "campaigns", {key: found}, chain)
         chain = f"{unit.made_from:x}"
@@ -248,6 +302,8 @@ def campaign_units(workspace: Workspace, config: RunConfig) -> list[Unit]:
 def evaluation_version(workspace: Workspace, config: RunConfig, model: Model) -> str:
     """What the evaluation of this run rests on."""
     parts = [digest(config.evaluate, config.split), model.weights]
+    if config.evaluate.labels != "capture":
+        parts.append(scanner_version(workspace, config))
     for table, where in (("embeddings", {"model": model.id}), ("clusters", {"run": config.run})):
         parts += [file.path for file in workspace.table(table).files(where)]
     return f"{fingerprint(parts):016x}"
@@ -256,8 +312,16 @@ def evaluation_version(workspace: Workspace, config: RunConfig, model: Model) ->
 def report_version(workspace: Workspace, config: RunConfig, model: Model) -> str:
     shown = [file.path for file in workspace.table("captures").files()]
     shown += [file.path for file in workspace.table("campaigns").files({"run": config.run})]
+    shown += [_state_of(path) for path in (config.report.pfx2as, config.report.mmdb) if path is not None]
     settings = digest(config.report, config.cluster)
     return f"{fingerprint(settings, evaluation_version(workspace, config, model), shown):016x}"
+
+
+def _state_of(path: str) -> str:
+    """What tells one content of a file from another without reading it."""
+    fs, inner = filesystem(path)
+    info = fs.get_file_info(inner)
+    return f"{info.size} {info.mtime_ns}"
 
 
 def run_file(config: RunConfig, name: str) -> str:
@@ -276,7 +340,7 @@ def config_hash(config: RunConfig) -> str:
     data = {
         name: digest(getattr(config, name))
         for name in RunConfig.model_fields
-        if name not in ("run", "resources")
+        if name not in ("run", "tune", "resources")
     }
     return digest(json.dumps(data, sort_keys=True))
 

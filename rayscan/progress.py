@@ -32,15 +32,18 @@ def say(text: str) -> None:
 
 
 @contextmanager
-def track(label: str, total: int, unit: str) -> Iterator[Advance]:
-    """Show the progress of `total` units of work under `label` while the block runs."""
+def track(label: str, total: int, unit: str, before: int = 0) -> Iterator[Advance]:
+    """Show the progress of `total` units of work under `label` while the block runs.
+
+    `before` of them were done earlier: they count as done, and say nothing about the speed.
+    """
     if sys.stderr.isatty():
-        yield from _bar(label, total)
+        yield from _bar(label, total, before)
     else:
-        yield from _lines(label, total, unit)
+        yield from _lines(label, total, unit, before)
 
 
-def _bar(label: str, total: int) -> Iterator[Advance]:
+def _bar(label: str, total: int, before: int) -> Iterator[Advance]:
     columns = (
         TextColumn("{task.description:<10}"),
         BarColumn(),
@@ -50,13 +53,13 @@ def _bar(label: str, total: int) -> Iterator[Advance]:
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(label, total=total, note="")
+        task = bar.add_task(label, total=total, completed=before, note="")
         yield lambda n, note: bar.update(task, advance=n, note=note)
 
 
-def _lines(label: str, total: int, unit: str) -> Iterator[Advance]:
+def _lines(label: str, total: int, unit: str, before: int) -> Iterator[Advance]:
     start = last = time.monotonic()
-    done = 0
+    done = before
 
     def advance(n: int, note: str) -> None:
         nonlocal done, last
@@ -64,8 +67,10 @@ def _lines(label: str, total: int, unit: str) -> Iterator[Advance]:
         now = time.monotonic()
         if now - last >= LOG_EVERY_S or done == total:
             last = now
-            left = (total - done) * (now - start) / done if done else 0.0
-            tail = f", about {duration(left)} left" if 0 < done < total else f" in {duration(now - start)}"
+            left = (total - done) * (now - start) / (done - before) if done > before else 0.0
+            tail = (
+                f", about {duration(left)} left" if before < done < total else f" in {duration(now - start)}"
+            )
             say(f"{label}: {done:,} of {total:,} {unit}{tail}{'; ' + note if note else ''}")
 
     yield advance

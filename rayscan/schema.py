@@ -48,7 +48,7 @@ SEQUENCE_LISTS = {
     "size": pa.int64(),
     "tcp_flags": pa.int16(),
 }
-"""Per-flow columns of a sequence. The last three are null lists where no flow records them."""
+"""Per-flow columns of a sequence. dst and the last three are null lists where no flow records them."""
 
 SEQUENCES = pa.schema(
     [
@@ -86,6 +86,7 @@ CLUSTERS = pa.schema(
 
 PORT = pa.struct([("proto", pa.int16()), ("port", pa.int32()), ("share", pa.float64())])
 LABEL = pa.struct([("label", pa.string()), ("sources", pa.int64())])
+SCANNER = pa.struct([("organisation", pa.string()), ("sources", pa.int64())])
 
 SUMMARY = pa.schema(
     [
@@ -99,6 +100,9 @@ SUMMARY = pa.schema(
         pa.field("ports", pa.list_(PORT)),  # share of flows; a port that is not recorded is null
         pa.field("labels", pa.list_(LABEL)),
         pa.field("labelled", pa.int64(), nullable=False),  # sources with any label
+        pa.field("scanners", pa.list_(SCANNER)),  # known scanners; null if no list was there to ask
+        pa.field("known", pa.int64()),  # sources that are known scanners
+        pa.field("days_off", pa.int32()),  # most days between flows and the entry that names their source
         *(pa.field(name, pa.float64()) for name in FINGERPRINTS),  # share of flows
         pa.field("destinations", pa.int64()),  # distinct; null if none is recorded
         pa.field("median_gap_us", pa.int64()),  # between flows of a source; null without two flows
@@ -121,6 +125,19 @@ CAMPAIGNS = pa.schema(
     ]
 )
 
+SCANNERS = pa.schema(
+    [
+        pa.field("network", pa.int64(), nullable=False),
+        pa.field("length", pa.int16(), nullable=False),  # of the prefix
+        pa.field("organisation", pa.string(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),  # scanner or botnet
+        pa.field("source", pa.string(), nullable=False),  # whose list it is
+        pa.field("valid_from", pa.date32(), nullable=False),  # first and last day the list vouches for
+        pa.field("valid_to", pa.date32(), nullable=False),
+    ]
+)
+"""Lists of known scanners."""
+
 CAPTURES = pa.schema(
     [
         pa.field("capture", pa.string(), nullable=False),
@@ -129,7 +146,8 @@ CAPTURES = pa.schema(
         pa.field("modified", TIME),
         pa.field("format", pa.string(), nullable=False),
         pa.field("flows", pa.int64(), nullable=False),
-        pa.field("rejects", pa.int64(), nullable=False),
+        pa.field("rejects", pa.int64(), nullable=False),  # rows that could not be read; of a damaged file, those counted
+        pa.field("left_out", pa.int64(), nullable=False),  # rows that are no flows, or not by the settings
         pa.field("duplicates", pa.int64(), nullable=False),  # exact duplicate rows seen, kept or not
         pa.field("first", TIME),
         pa.field("last", TIME),
@@ -142,6 +160,12 @@ REJECTS = pa.schema(
         pa.field("path", pa.string(), nullable=False),
         pa.field("offset", pa.int64()),  # row or byte where it first happened
         pa.field("reason", pa.string(), nullable=False),
-        pa.field("count", pa.int64(), nullable=False),  # rows; 1 for a file that is not read at all
+        pa.field("count", pa.int64(), nullable=False),  # rows or values; 1 for a file or its rest
+        pa.field("lost", pa.string(), nullable=False),  # what: one of LOST
     ]
 )
+
+LOST = ("rows", "left out", "values", "rest", "file")
+"""Rows that could not be read; rows that were read and are no flows, by their kind or by a setting; values of
+optional columns, whose rows are there; the rest of a file from the offset on, of unknown size; a file of which
+nothing was read."""

@@ -22,7 +22,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ _PARTITIONS: dict[str, dict[str, pa.DataType]] = {
     "embeddings": {"model": pa.string(), "period": pa.string(), "bucket": pa.int32()},
     "clusters": {"run": pa.string(), "period": pa.string()},
     "campaigns": {"run": pa.string(), "period": pa.string()},
+    "scanners": {"list": pa.string()},
     "captures": {},
     "rejects": {},
 }
@@ -58,6 +59,7 @@ _SCHEMAS: dict[str, pa.Schema] = {
     "embeddings": schema.EMBEDDINGS,
     "clusters": schema.CLUSTERS,
     "campaigns": schema.CAMPAIGNS,
+    "scanners": schema.SCANNERS,
     "captures": schema.CAPTURES,
     "rejects": schema.REJECTS,
 }
@@ -161,6 +163,11 @@ class Workspace:
         except ValueError as error:
             raise WorkspaceError(f"{self.uri}/workspace.json is damaged: {error}") from None
 
+    @property
+    def addresses(self) -> str:
+        """How addresses are stored: raw, or as pseudonyms."""
+        return str((self.facts() or {}).get("addresses", "raw"))
+
     def _create(self, ingest: IngestConfig) -> None:
         facts = {
             "schema_version": schema.VERSION,
@@ -169,6 +176,7 @@ class Workspace:
             "period": ingest.period,
             "n_buckets": ingest.n_buckets,
             "bucket_hash": keys.HASH_NAME,
+            "addresses": ingest.addresses,
         }
         self.write_bytes("workspace.json", json.dumps(facts, indent=2).encode())
 
@@ -182,7 +190,8 @@ class Workspace:
             )
         if ingest is None:
             return
-        for name in ("period", "n_buckets"):
+        facts = {"addresses": "raw", **facts}  # what was there before the setting
+        for name in ("period", "n_buckets", "addresses"):
             if facts[name] != getattr(ingest, name):
                 raise ConfigError(
                     f"{self.uri} is laid out with ingest.{name}={facts[name]}, not {getattr(ingest, name)}; "
@@ -235,6 +244,12 @@ class Workspace:
         fs, root = self._storage
         if fs.get_file_info(f"{root}/{path}").type == pafs.FileType.Directory:
             fs.delete_dir(f"{root}/{path}")
+
+    def remove(self, path: str) -> None:
+        """Remove a file of the workspace; nothing happens when it is not there."""
+        fs, root = self._storage
+        if fs.get_file_info(f"{root}/{path}").type == pafs.FileType.File:
+            fs.delete_file(f"{root}/{path}")
 
     def location(self, path: str) -> tuple[pafs.FileSystem, str]:
         """File system and full path of a place in the workspace, for libraries that write by themselves."""
@@ -598,4 +613,4 @@ def _stats(rows: int, metadata: pq.FileMetaData) -> str:
 def _plain(value: Any) -> Any:
     if isinstance(value, datetime):
         return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-    return value
+    return value.isoformat() if isinstance(value, date) else value

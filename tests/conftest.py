@@ -13,9 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from rayscan.config import ResourcesConfig
 
+settings.register_profile("ours", deadline=None)  # how long an example takes says how busy the machine is
+settings.load_profile("ours")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 for name in [n for n in os.environ if n.startswith("RAYSCAN_") and n != "RAYSCAN_DATA"]:
     del os.environ[name]  # a developer's own settings must not reach the tests

@@ -175,26 +175,31 @@ def evaluation(model: float = 0.982, ports: float = 0.867, seed: int = 0) -> dic
 
 
 def captures(n: int, flows: int, rejects: int) -> tuple[pa.Table, pa.Table]:
-    """`n` captures that share the flows and rejects, and their rejects with one file never read."""
+    """`n` captures that share the flows and rejects, one of which nothing was read, and all rejects."""
     first = datetime(2024, 3, 1, tzinfo=UTC)
     read = {
-        "capture": [f"{i:016x}" for i in range(n)],
-        "path": [f"telescope/2024-03-{i + 1:02d}.pcap.gz" for i in range(n)],
-        "bytes": [48_000_000 + 1_000_000 * i for i in range(n)],
-        "modified": [first] * n,
-        "format": ["pcap"] * n,
-        "flows": [flows // n] * n,
-        "rejects": [rejects // n] * n,
-        "duplicates": [3] * n,
-        "first": [first] * n,
-        "last": [first.replace(day=28)] * n,
+        "capture": [*(f"{i:016x}" for i in range(n)), "f" * 16],
+        "path": [
+            *(f"telescope/2024-03-{i + 1:02d}.pcap.gz" for i in range(n)),
+            "telescope/2024-03-29.pcap.gz",
+        ],
+        "bytes": [48_000_000 + 1_000_000 * i for i in range(n + 1)],
+        "modified": [first] * (n + 1),
+        "format": ["pcap"] * n + ["unknown"],
+        "flows": [flows // n] * n + [0],
+        "rejects": [rejects // n] * n + [0],
+        "left_out": [40] * n + [0],
+        "duplicates": [3] * n + [0],
+        "first": [first] * n + [None],
+        "last": [first.replace(day=28)] * n + [None],
     }
     refused = {
-        "capture": [*read["capture"], "f" * 16],
-        "path": [*read["path"], "telescope/2024-03-29.pcap.gz"],
+        "capture": read["capture"],
+        "path": read["path"],
         "offset": [1_234_567] * n + [None],
         "reason": ["IPv6 is not read yet"] * n + ["truncated gzip stream"],
-        "count": [*read["rejects"], 1],
+        "count": [rejects // n] * n + [1],
+        "lost": ["rows"] * n + ["file"],
     }
     return pa.table(read, schema=schema.CAPTURES), pa.table(refused, schema=schema.REJECTS)
 

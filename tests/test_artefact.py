@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import pickletools
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save as save_tensors
@@ -13,7 +15,7 @@ from rayscan import __version__
 from rayscan.config import ModelConfig
 from rayscan.errors import ModelError
 from rayscan.model import artefact
-from rayscan.model.artefact import Card, load, save
+from rayscan.model.artefact import Card, covering_prefixes, load, save
 from rayscan.model.encoder import Encoder
 
 CONFIG = ModelConfig(inputs=("dst", "gap", "ttl"), d_model=16, layers=1, heads=2, d_ff=16, d_embedding=8)
@@ -151,3 +153,25 @@ def test_config_this_version_cannot_build(folder, model):
 def test_card_of_a_newer_version_may_say_more(folder):
     folder["card.json"] = json.dumps(json.loads(folder["card.json"]) | {"novelty": 1}).encode()
     assert load(read(folder))[1] == CARD
+
+
+def network(text: str) -> int:
+    return int(ipaddress.IPv4Address(text)) >> 8
+
+
+def test_covering_prefixes():
+    whole = np.arange(network("198.18.0.0"), network("198.20.0.0"))
+    assert covering_prefixes(whole) == ("198.18.0.0/15",)
+    some = np.array([network(a) for a in ("10.0.0.0", "10.0.1.0", "10.0.3.0")])
+    assert covering_prefixes(some) == ("10.0.0.0/23", "10.0.3.0/24")
+    assert covering_prefixes(some, most=1) == ("10.0.0.0/22",)
+    assert covering_prefixes(np.zeros(0, np.int64)) == ()
+
+
+@pytest.mark.parametrize("most", [1, 4, 16])
+def test_covering_prefixes_cover_everything_and_are_few(most):
+    networks = np.random.default_rng(0).integers(0, 2**24, 3000)
+    prefixes = [ipaddress.IPv4Network(p) for p in covering_prefixes(networks, most)]
+    assert 1 <= len(prefixes) <= most
+    for n in networks[:300]:
+        assert sum(ipaddress.IPv4Address(int(n) << 8) in p for p in prefixes) == 1

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic import Field
 
 from rayscan import config
-from rayscan.config import RunConfig, TrainConfig
+from rayscan.config import CapturesConfig, RunConfig, TrainConfig
 from rayscan.errors import ConfigError
 
 
@@ -99,6 +100,24 @@ def test_digest_covers_what_changes_results_and_nothing_else() -> None:
         }.items()
     }
     assert len(changed | {config.digest(base)}) == 6
+
+
+def test_a_setting_added_by_an_upgrade_makes_nothing_stale() -> None:
+    class Before(config.Section):
+        kept: int = 3
+
+    class After(config.Section):
+        kept: int = 3
+        added: str = config._since("as before", "What came later.")
+
+    class Later(config.Section):
+        kept: int = 3
+        added: str = Field("better", json_schema_extra=After.model_fields["added"].json_schema_extra)
+
+    assert config.digest(After()) == config.digest(Before())
+    assert config.digest(After(added="better")) == config.digest(Later()) != config.digest(Before())
+    assert config.digest(Later(added="as before")) == config.digest(Before())
+    assert config.digest(CapturesConfig(format="csv")) != config.digest(CapturesConfig())
 
 
 def test_sections_are_frozen() -> None:

@@ -56,7 +56,7 @@ def parquet() -> bytes:
 def test_plain_files() -> None:
     kind, batches = read(CSV)
     assert (kind, rows(batches)) == ("csv", 1000)
-    kind, stream = open_capture(io.BytesIO(parquet()), "f", 10)
+    kind, stream = open_capture(io.BytesIO(parquet()), "f", CapturesConfig())
     assert (kind, stream.read()) == ("parquet", parquet())
 
 
@@ -72,7 +72,7 @@ def test_files_of_arrow(tmp_path: Path) -> None:
 def test_the_stream_begins_at_the_beginning() -> None:
     file = io.BytesIO(CSV)
     file.read(100)
-    assert open_capture(file, "f", 10)[1].read() == CSV
+    assert open_capture(file, "f", CapturesConfig())[1].read() == CSV
 
 
 @pytest.mark.parametrize("name", COMPRESS)
@@ -82,12 +82,12 @@ def test_compressed_files(name: str) -> None:
     assert (kind, rows(batches)) == ("csv", 1000)
     two_members = compress(CSV) + compress(ROW * 5)
     assert rows(read(two_members)[1]) == 1005
-    assert open_capture(io.BytesIO(compress(b"{}")), "f", 10)[0] == "json"
+    assert open_capture(io.BytesIO(compress(b"{}")), "f", CapturesConfig())[0] == "json"
 
 
 @pytest.mark.parametrize("name", COMPRESS)
 def test_compressed_parquet_is_unpacked(name: str) -> None:
-    kind, stream = open_capture(io.BytesIO(COMPRESS[name](parquet())), "f", 10)
+    kind, stream = open_capture(io.BytesIO(COMPRESS[name](parquet())), "f", CapturesConfig())
     assert kind == "parquet"
     assert stream.seekable()
     assert stream.read() == parquet()
@@ -127,7 +127,7 @@ def test_damaged_files(name: str) -> None:
     for place in range(len(data) // 2, len(data) // 2 + 64):
         data[place] ^= 0xFF
     with pytest.raises(FormatError, match=f"damaged: {name}"):
-        stream = open_capture(io.BytesIO(data), "f", 1000)[1]
+        stream = open_capture(io.BytesIO(data), "f", CapturesConfig())[1]
         while stream.read(1 << 16):
             pass
 
@@ -148,7 +148,7 @@ def test_bombs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("magic", SIGNATURES)
 def test_formats_without_a_reader_are_named(magic: bytes) -> None:
     name = SIGNATURES[magic]
-    assert open_capture(io.BytesIO(magic + bytes(100)), "f", 10)[0] == name
+    assert open_capture(io.BytesIO(magic + bytes(100)), "f", CapturesConfig())[0] == name
     if name not in READERS:
         with pytest.raises(FormatError, match=f"some\\.file: {name} captures are not supported yet"):
             read(magic + bytes(100))
@@ -172,7 +172,7 @@ def test_files_that_are_nothing() -> None:
 def test_a_byte_order_mark_and_blank_lines() -> None:
     assert rows(read(b"\xef\xbb\xbf" + CSV)[1]) == 1000
     assert rows(read(b"\r\n\n" + CSV)[1]) == 1000
-    assert open_capture(io.BytesIO(b'\xef\xbb\xbf {"a": 1}'), "f", 10)[0] == "json"
+    assert open_capture(io.BytesIO(b'\xef\xbb\xbf {"a": 1}'), "f", CapturesConfig())[0] == "json"
 
 
 def test_failing_storage_is_not_damage() -> None:
@@ -185,7 +185,7 @@ def test_failing_storage_is_not_damage() -> None:
             return super().read(size)
 
     file = Unplugged(gzip.compress(HEAD + os.urandom(3 << 20).hex().encode()))
-    stream = open_capture(file, "f", 10)[1]
+    stream = open_capture(file, "f", CapturesConfig())[1]
     file.broken = True
     with pytest.raises(TimeoutError, match="storage went away"):
         while stream.read(1 << 20):
@@ -198,11 +198,11 @@ def test_real_files() -> None:
     folder = Path(os.environ["RAYSCAN_DATA"]) / "captures"
     for pattern, kinds in {
         "pcap/*": {"pcap", "pcapng"},
-        "zeek/*": {"zeek", "json"},
-        "suricata/*": {"json"},
+        "zeek/*": {"zeek", "zeek-json"},
+        "suricata/*": {"eve"},
         "argus/*": {"csv"},
         "spoki/*": {"csv"},
     }.items():
         for path in folder.glob(pattern):
             with path.open("rb") as file:
-                assert open_capture(file, path.name, 10)[0] in kinds
+                assert open_capture(file, path.name, CapturesConfig())[0] in kinds

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rayscan.config import ModelConfig
+from rayscan.config import ModelConfig, load
 from rayscan.model.encoder import Encoder, Tokens, add_dropped, sinusoids
 
-PAPER = ModelConfig(causal=True, attention_scale="model", time="float32")
+PAPER = load("paper", env={}).model
 SMALL = ModelConfig(d_model=32, layers=2, heads=4, d_ff=64, d_embedding=16)
 RANGES = {"dst": 2**32, "dst_port": 2**16, "proto": 2**8, "ttl": 256, "size": 10_000, "tcp_flags": 2**15}
 
@@ -92,7 +92,7 @@ class Reference(nn.Module):
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("scale", ["model", "head"])
 def test_equals_pytorchs_transformer(lengths, causal, scale):
-    encoder = encoder_of(ModelConfig(causal=causal, attention_scale=scale))
+    encoder = encoder_of(PAPER.model_copy(update={"causal": causal, "attention_scale": scale}))
     batch = batch_of(lengths, encoder.config)
     reference = Reference(encoder)
     with torch.no_grad():
@@ -115,8 +115,10 @@ def gradient(encoder: Encoder, z: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_padding_and_company_do_not_matter(causal):
-    config = SMALL.model_copy(update={"causal": causal})
+@pytest.mark.parametrize("published", [True, False])
+def test_padding_and_company_do_not_matter(causal, published):
+    like = {"encoding": "tables", "norm": "post", "pooling": "mean", "counts": 0} if published else {}
+    config = SMALL.model_copy(update={"causal": causal, **like})
     encoder = encoder_of(config)
     together = batch_of([3, 12, 1, 7], config)
     with torch.inference_mode():
@@ -146,10 +148,29 @@ def test_causal_only_looks_back():
     encoder = encoder_of(config)
     x = torch.randn(1, 6, config.d_model)
     changed = x.clone()
-    changed[0, 4] += 1
+    changed[0, 4] += torch.randn(config.d_model)
     difference = (encoder.layers[0](x, None) - encoder.layers[0](changed, None)).abs().sum(-1)[0]
     assert difference[:4].max() < 1e-6
     assert difference[4:].min() > 1e-4
+
+
+def test_counts_are_added_to_the_projection():
+    encoder = encoder_of(SMALL)
+    batch = batch_of([9, 4], SMALL)
+    with torch.no_grad():
+        for p in encoder.project.parameters():
+            p.zero_()
+        expected = F.normalize(encoder.counts(batch), dim=-1)
+        torch.testing.assert_close(encoder(batch), expected)
+
+
+def test_moments_by_hand():
+    encoder = encoder_of(SMALL)
+    x = torch.tensor([[[1.0, 5.0], [3.0, 5.0], [9.0, 9.0]]])
+    padded = encoder.pool(x, torch.tensor([[True, True, False]]), False)
+    expected = torch.tensor([[2.0, 5.0, 3.0, 5.0, 1.0, 1e-3]])  # mean, largest, spread (never quite 0)
+    torch.testing.assert_close(padded, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(encoder.pool(x[:, :2], torch.ones(1, 2, dtype=torch.bool), True), expected)
 
 
 def test_order_of_flows_matters_and_direction_is_seen():

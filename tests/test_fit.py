@@ -100,7 +100,7 @@ def test_first_loss_is_that_of_the_initial_weights():
     first, second, _ = sampler(train).draw(pool, 0)
     with torch.no_grad():
         z = encoder.eval()(collate(pool.sequences, np.r_[first, second], model))
-    logits = (z @ z.T / 0.07).masked_fill(torch.eye(20, dtype=torch.bool), -math.inf)
+    logits = (z @ z.T / train.temperature).masked_fill(torch.eye(20, dtype=torch.bool), -math.inf)
     expected = nn.functional.cross_entropy(logits, (torch.arange(20) + 10) % 20)
     assert result.metrics[0]["loss"] == pytest.approx(expected.item(), abs=1e-5)
 
@@ -123,6 +123,27 @@ def test_resumed_run_equals_the_undisturbed_one(killed_at):
     assert (rest.best_step, rest.separation) == (whole.best_step, whole.separation)
     for name, x in whole.encoder.state_dict().items():
         assert torch.equal(x, rest.encoder.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("stop", [6, 15])
+def test_a_run_ended_early_goes_on_as_if_it_had_not_been(stop):
+    kept: list[TrainState] = []
+    whole = fit(MODEL, TRAIN, sampler(), validation=VALIDATION)
+    first = fit(
+        MODEL, TRAIN, sampler(), until=stop, validation=VALIDATION, on_checkpoint=lambda s, m: kept.append(s)
+    )
+    assert (kept[-1].step, "separation" in first.metrics[-1]) == (stop, True)
+    rest = fit(MODEL, TRAIN, sampler(), validation=VALIDATION, start_state=kept[-1])
+    assert losses(first.metrics) + losses(rest.metrics) == losses(whole.metrics)
+
+
+def test_going_on_from_weights_of_another_run():
+    train = TRAIN.model_copy(update={"steps": 2, "learning_rate": 1e-30, "start": "other"})
+    weights = fit(MODEL, TRAIN, sampler()).encoder.state_dict()
+    moved = fit(MODEL, train, sampler(), start_state=TrainState.starting_from(weights, MODEL, train))
+    assert [m["step"] for m in moved.metrics] == [1, 2]
+    for name, x in moved.encoder.state_dict().items():
+        torch.testing.assert_close(x, weights[name])
 
 
 def test_best_weights_survive_a_restart_after_the_best_step():
@@ -196,7 +217,7 @@ def test_only_matrices_decay():
     names = {id(p): name for name, p in encoder.named_parameters()}
     assert all(names[id(p)].endswith("weight") and p.ndim == 2 for p in decaying["params"])
     left = {names[id(p)] for p in others["params"]}
-    assert "tokens.parts.dst_port.weight" in left
+    assert {"tokens.parts.dst_port.own.weight", "counts.weight"} <= left
     assert {name for name in names.values() if "norm" in name or name.endswith("bias")} <= left
     assert len(decaying["params"]) + len(others["params"]) == len(names)
     assert (decaying["weight_decay"], others["weight_decay"]) == (TRAIN.weight_decay, 0.0)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
+import threading
 from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +23,9 @@ from rayscan.config import IngestConfig, RunConfig, load
 from rayscan.errors import ConfigError
 from rayscan.keys import bucket_of
 from rayscan.planning import CaptureFile, capture_units, find_captures
-from rayscan.stages.ingest import Counts, _Ledger, ingest_file
-from rayscan.tables import CommitInfo, Workspace
+from rayscan.sequences import build
+from rayscan.stages.ingest import Counts, _Ledger, advice_on, ingest_file
+from rayscan.tables import CommitInfo, File, Workspace
 
 INFO = CommitInfo("run", "config")
 
@@ -108,12 +114,12 @@ def test_the_same_content_counts_once(site: Site) -> None:
     capture(site.captures / "a.parquet", seed=1)
     capture(site.captures / "sub" / "b.parquet", seed=1)
     counts = site.ingest()
-    assert (counts.captures, counts.same, counts.flows) == (2, 1, 1000)
+    assert (counts.captures, counts.same_content, counts.flows) == (2, 1, 1000)
     assert site.flows().height == 1000
     assert site.due() == []
     capture(site.captures / "c.parquet", seed=1)  # and later
     counts = site.ingest()
-    assert (counts.captures, counts.same, counts.flows) == (1, 1, 0)
+    assert (counts.captures, counts.same_content, counts.flows) == (1, 1, 0)
     assert site.flows().height == 1000
     formats = Counter(row["format"][:12] for row in site.workspace.table("captures").read().to_pylist())
     assert formats == {"parquet": 1, "same content": 2}
@@ -149,7 +155,7 @@ def test_the_same_content_read_with_other_settings_counts_once(site: Site) -> No
     paths = [f"captures.paths={site.captures}", "ingest.n_buckets=3", "captures.sensor=north"]
     site.config = load(sets=paths, env={})
     counts = site.ingest()
-    assert (counts.captures, counts.same, counts.flows) == (2, 1, 400)
+    assert (counts.captures, counts.same_content, counts.flows) == (2, 1, 400)
     assert site.flows()["sensor"].to_list() == ["north"] * 400
     assert sorted(site.workspace.table("captures").read()["flows"].to_pylist()) == [0, 400]
 
@@ -189,15 +195,15 @@ def test_bad_files_cost_no_good_row(site: Site) -> None:
     pq.write_table(pa.table({"x": [1]}), site.captures / "stranger.parquet")
     (site.captures / "secret.csv").write_text("")
     counts = site.ingest()
-    assert counts.flows == 3000
-    assert counts.rejected == 5
+    assert (counts.flows, counts.rejected, counts.incomplete) == (3000, 0, 5)
     assert site.flows().height == 3000
     rejects = site.rejects()
     assert sorted({name for name, _ in rejects}) == [
         "empty.parquet", "noise.bin", "secret.csv", "stranger.parquet", "truncated.parquet",
     ]  # fmt: skip
     assert set(rejects.values()) == {1}
-    assert rejects["empty.parquet", "empty file"] == 1
+    assert rejects["empty.parquet", "empty file"] == rejects["secret.csv", "empty file"] == 1
+    assert set(site.workspace.table("rejects").read()["lost"].to_pylist()) == {"file"}
     assert site.due() == []  # bad files are done too, until they change
 
 
@@ -215,25 +221,215 @@ def test_an_unreadable_file_is_tried_again(site: Site, monkeypatch: pytest.Monke
     assert site.rejects() == {}
 
 
+def test_what_could_not_be_read_keeps_its_flows_until_it_can(site: Site) -> None:
+    place = site.captures / "a.parquet"
+    capture(place, 300, seed=1)
+    site.ingest()
+    place.unlink()
+    place.symlink_to(site.captures / "nowhere")
+    assert site.ingest().incomplete == 1
+    assert site.flows().height == 300
+    assert [file.state for file in site.due()] == ["stale"]
+    place.unlink()
+    capture(place, 200, seed=2)
+    assert site.ingest().flows == 200
+    assert site.flows().height == 200
+    assert site.rejects() == {}
+
+
+def test_storage_that_refuses(site: Site) -> None:
+    """A capture that may not be read, and one whose reading fails, cost only themselves."""
+    capture(site.captures / "good.parquet", 100)
+    (site.captures / "broken").symlink_to("/proc/self/mem")  # reading its beginning is an I/O error
+    denied = site.captures / "denied.parquet"
+    capture(denied, 100, seed=1)
+    denied.chmod(0)
+    due = site.due()
+    with unprivileged():
+        result = ingest_file(site.workspace, next(f for f in due if f.path == str(denied)), site.config)
+    assert result.ended and result.ended.reason == "cannot be read: Permission denied"
+    assert not result.finished
+    denied.unlink()
+    counts = site.ingest()
+    assert (counts.captures, counts.flows, counts.incomplete) == (2, 100, 1)
+    assert site.rejects() == {("broken", "cannot be read: Input/output error"): 1}
+    assert [Path(file.path).name for file in site.due()] == ["broken"]
+
+
+@contextlib.contextmanager
+def unprivileged() -> Iterator[None]:
+    """Without the rights of root, which reads everything."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
+@pytest.mark.timeout(60)
+def test_pipes_and_devices_are_refused(site: Site) -> None:
+    """Reading one would wait for ever, or never come to an end."""
+    capture(site.captures / "good.parquet", 100)
+    os.mkfifo(site.captures / "pipe")
+    (site.captures / "endless").symlink_to("/dev/zero")
+    counts = site.ingest()
+    assert (counts.captures, counts.flows, counts.incomplete) == (3, 100, 2)
+    reason = "neither a file nor a folder, but a pipe, socket or device"
+    assert site.rejects() == {("pipe", reason): 1, ("endless", reason): 1}
+    assert site.due() == []
+
+
+ROWS = b"".join(b"%d,20.0.%d.%d,23,tcp\n" % (1_704_067_200 + i, i % 7, i % 251) for i in range(50_000))
+
+
+def test_a_file_that_grows_is_not_taken(tmp_path: Path) -> None:
+    site = Site(tmp_path, "captures.time_unit=s")
+    place = site.captures / "live.csv"
+    place.write_bytes(b"ts,src,dst_port,proto\n" + ROWS)
+    with repeatedly(lambda: place.open("ab").write(ROWS[:27])):
+        assert site.ingest() == Counts(captures=1, incomplete=1)
+    assert "changed while it was read" in next(iter(site.rejects()))[1]
+    assert site.flows().height == 0
+    assert site.ingest().flows == place.read_bytes().count(b"\n") - 1
+    assert site.rejects() == {}
+
+
+@contextlib.contextmanager
+def repeatedly(action: Callable[[], object]) -> Iterator[None]:
+    """Do something over and over while the block runs."""
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.wait(0.002):
+            action()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_object_storage(s3_prefix: str, tmp_path: Path) -> None:
+    """Globs, prefixes, and an object that is replaced by one of equal size within the same second."""
+    import boto3
+
+    bucket = s3_prefix.split("/")[2]
+    client = boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"])
+    put = partial(client.put_object, Bucket=bucket)
+    for key in ("2024-01/a.csv", "2024-01/sub/b.csv", "2024-02/a.csv", "2024-02/c.txt"):
+        put(Key=f"captures/{key}", Body=b"ts,src,dst_port,proto\n" + ROWS)
+
+    def names(pattern: str) -> list[str]:
+        paths = load(sets=[f"captures.paths=s3://{bucket}/{pattern}"], env={}).captures
+        return [file.path.removeprefix(f"s3://{bucket}/captures/") for file in find_captures(paths)]
+
+    assert names("captures/2024-02") == ["2024-02/a.csv", "2024-02/c.txt"]
+    assert names("captures/*/a.csv") == ["2024-01/a.csv", "2024-02/a.csv"]
+    assert names("cap*/2024-01") == ["2024-01/a.csv", "2024-01/sub/b.csv"]
+    assert names("captures/**/*.csv") == ["2024-01/a.csv", "2024-01/sub/b.csv", "2024-02/a.csv"]
+    site = Site(tmp_path, f"captures.paths=s3://{bucket}/captures/2024-02/a.csv", "captures.time_unit=s")
+    turn = itertools.count()
+
+    def replace() -> None:
+        put(Key="captures/2024-02/a.csv", Body=b"ts,src,dst_port,%05d\n" % next(turn) + ROWS)
+
+    with repeatedly(replace):
+        assert site.ingest() == Counts(captures=1, incomplete=1)
+    put(Key="captures/2024-02/a.csv", Body=b"ts,src,dst_port,proto\n" + ROWS)
+    assert site.ingest().flows == 50_000
+
+
+@pytest.mark.parametrize("order", ["forward", "backward", "overlapping"])
+def test_captures_out_of_order_make_the_same_sequences(tmp_path: Path, order: str) -> None:
+    """One capture in time order; the same flows in two that overlap, in any order of their rows."""
+    site = Site(tmp_path, "ingest.period=all")
+    whole = pl.from_arrow(capture(tmp_path / "whole.parquet", 3000))
+    assert isinstance(whole, pl.DataFrame)
+    distinct = pl.col("ts").rank("ordinal").cast(pl.Int64) + 1_704_067_200_000_000
+    whole = whole.with_columns(ts=distinct.cast(pl.Datetime("us", "UTC")))
+    parts = {
+        "forward": [whole[:1500], whole[1500:]],
+        "backward": [whole[1500:].reverse(), whole[:1500].reverse()],
+        "overlapping": [whole[::2].sample(fraction=1, shuffle=True, seed=1), whole[1::2]],
+    }
+    for number, part in enumerate(parts[order]):
+        part.write_parquet(site.captures / f"{number}.parquet")
+        site.ingest()  # the second comes late, for a period that is there
+    (unit, *_) = planning.sequence_units(site.workspace, site.config)
+    found, dropped = build(site.workspace.table("flows").read_files(unit.files), 16, 4)
+    bucket = int(unit.key["bucket"])
+    mine = whole.filter(bucket_of(whole["src_ip"].to_numpy(), 3) == bucket)
+    assert sum(found["length"].to_pylist()) + dropped.flows == mine.height
+    for src, start, ports in zip(
+        *(found[name].to_pylist() for name in ("src", "start", "dst_port")), strict=True
+    ):
+        flows = mine.filter((pl.col("src_ip") == src) & (pl.col("ts") >= start)).sort("ts")
+        assert flows["dst_port"].to_list()[: len(ports)] == ports
+
+
 def test_paths(tmp_path: Path) -> None:
-    for name in ("a.parquet", "b.csv", ".hidden", "_SUCCESS", "sub/c.parquet", "ws/flows/d.parquet"):
+    files = ("a.parquet", "b.csv", ".hidden", "_SUCCESS", "sub/c.parquet", "sub/deep/d[1].csv")
+    for name in (*files, "ws/flows/d.parquet"):
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "sub" / "deep" / "circle").symlink_to(tmp_path)
+    (tmp_path / "empty").mkdir()
 
     def names(*paths: str) -> list[str]:
         settings = load(sets=[f"captures.paths={list(paths)}"], env={}).captures
         found = find_captures(settings, str(tmp_path / "ws"))
         return [os.path.relpath(file.path, tmp_path) for file in found]
 
-    assert names(str(tmp_path)) == ["a.parquet", "b.csv", "sub/c.parquet"]
-    assert names(f"{tmp_path}/*.parquet") == ["a.parquet", "sub/c.parquet"]
-    assert names(f"{tmp_path}/b.csv", f"{tmp_path}/b.csv") == ["b.csv"]
-    with pytest.raises(ConfigError, match="nowhere is not there"):
-        names(f"{tmp_path}/nowhere")
-    with pytest.raises(ConfigError, match="holds no files"):
-        names(f"{tmp_path}/ws")
+    everything = ["a.parquet", "b.csv", "sub/c.parquet", "sub/deep/d[1].csv"]
+    assert names(str(tmp_path)) == everything
+    assert names(f"{tmp_path}/*.parquet") == ["a.parquet"]
+    assert names(f"{tmp_path}/**/*.parquet") == ["a.parquet", "sub/c.parquet"]
+    assert names(f"{tmp_path}/**/*.csv", f"{tmp_path}/[ab].*") == ["a.parquet", "b.csv", "sub/deep/d[1].csv"]
+    assert names(f"{tmp_path}/s?b") == ["sub/c.parquet", "sub/deep/d[1].csv"]  # a folder is read whole
+    assert names(f"{tmp_path}/*") == everything
+    assert names(f"{tmp_path}/sub/deep/d[1].csv") == ["sub/deep/d[1].csv"]  # it is there as it stands
+    assert names(f"{tmp_path}/b.csv", f"{tmp_path}/b.csv", f"{tmp_path}/empty") == ["b.csv"]
+    for path, message in {
+        "nowhere": "nowhere is not there",
+        "nowhere/*.csv": "is not there",
+        "*.pcap": r"nothing matches .*/\*\.pcap",
+        "ws": "holds no files",
+        "empty": "holds no files",
+    }.items():
+        with pytest.raises(ConfigError, match=message):
+            names(f"{tmp_path}/{path}")
     with pytest.raises(ConfigError, match=r"captures.paths is empty"):
-        find_captures(load(env={}).captures, "")
+        find_captures(load(env={}).captures)
+    with pytest.raises(
+        ConfigError, match=r"captures.format 'pcab' is not known; valid are auto, parquet, csv"
+    ):
+        find_captures(load(sets=["captures.format=pcab"], env={}).captures)
+
+
+def test_a_folder_that_may_not_be_listed(tmp_path: Path) -> None:
+    (tmp_path / "captures" / "secret").mkdir(parents=True)
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.stat().st_uid == os.geteuid() and folder != Path("/"):
+            folder.chmod(folder.stat().st_mode | 0o055)
+    (tmp_path / "captures" / "secret").chmod(0)
+    settings = load(sets=[f"captures.paths={tmp_path}/captures"], env={}).captures
+    with unprivileged(), pytest.raises(ConfigError, match=r"cannot list .*/secret: Permission denied"):
+        find_captures(settings)
+
+
+def test_a_format_can_be_forced(site: Site) -> None:
+    (site.captures / "a").write_text("#ts,src,dst_port,proto\n1704067200,1.2.3.4,23,6\n")
+    sets = [f"captures.paths={site.captures}", "ingest.n_buckets=3", "captures.time_unit=s"]
+    site.config = load(sets=[*sets, "captures.format=parquet"], env={})
+    assert site.ingest().incomplete == 1
+    assert "Parquet" in next(iter(site.rejects()))[1]
+    site.config = load(sets=[*sets, "captures.format=csv"], env={})
+    assert site.ingest().flows == 1
 
 
 def test_period_all_and_day(tmp_path: Path) -> None:
@@ -245,6 +441,12 @@ def test_period_all_and_day(tmp_path: Path) -> None:
         flows = site.flows()
         days = set(flows["ts"].dt.strftime("%Y-%m-%d"))
         assert set(flows["period"]) == (expected or days)
+
+
+def test_many_small_files_are_spoken_of() -> None:
+    small, large = File("a", (), 10, 5_000), File("b", (), 10**6, 10**7)
+    assert advice_on([]) is advice_on([small] * 4_999) is advice_on([large] * 6_000) is None
+    assert "6,000 files of 5 kB on average" in str(advice_on([small] * 6_000))
 
 
 def test_layout_is_part_of_the_workspace() -> None:

@@ -234,7 +234,9 @@ def test_the_port_of_a_damaged_file(copy: Path, captures: Path, tmp_path: Path) 
     result = rayscan("run", *arguments(copy, captures, f"captures.paths=[{captures}, {more}]"))
     assert result.exit_code == 3
     assert table(copy, "flows").height == 24_000
-    assert "bad.parquet" in (copy / "runs" / "main" / "report.html").read_text()
+    page = (copy / "runs" / "main" / "report.html").read_text()
+    assert "bad.parquet" in page
+    assert "All of 24,000 rows could be read. 1 file could not be read at all." in page
     again = rayscan("run", *arguments(copy, captures, f"captures.paths=[{captures}, {more}]"))
     assert again.exit_code == 4
 
@@ -258,6 +260,28 @@ def test_captures_of_which_nothing_can_be_read(
         assert "no flow could be read from 1 captures" in result.stderr
         assert message in result.stderr
         assert "flows.csv" in result.stderr
+
+
+def test_a_scanner_list_redoes_what_asks_it(copy: Path, captures: Path, tmp_path: Path) -> None:
+    sources = table(copy, "sequences")["src"].unique().sort()
+    lines = [f"{src >> 24}.{src >> 16 & 255}.{src >> 8 & 255}.{src & 255}\n" for src in sources]
+    for name, half in (("even", lines[::2]), ("odd", lines[1::2])):
+        (tmp_path / name).write_text("".join(half))
+        words = [str(tmp_path / name), "--organisation", name, "--from", "2024-01-15"]
+        assert rayscan("scanners", "import", "-w", str(copy), *words).exit_code == 0
+    code, stages = run(copy, captures)
+    assert (code, list(stages)) == (0, STAGES[5:])
+    campaigns = table(copy, "campaigns").filter(pl.col("cluster").is_not_null())
+    assert (campaigns["known"] == campaigns["sources"]).all()
+    assert 0 <= campaigns["days_off"].min() <= campaigns["days_off"].max() <= 46  # type: ignore[operator]
+    assert "2 lists of known scanners" in (copy / "runs" / "main" / "report.html").read_text()
+    assert run(copy, captures)[0] == 4
+    assert list(run(copy, captures, "evaluate.labels=scanners")[1]) == STAGES[6:]
+    evaluation = json.loads((copy / "runs" / "main" / "evaluation.json").read_text())
+    assert evaluation["labels_from"] == "scanner lists"
+    names = evaluation["parts"]["unseen sources"]["labels"]["names"]
+    assert {row["label"] for row in names} == {"even", "odd"}
+    assert list(run(copy, captures, "scanners.tolerance_days=0")[1]) == STAGES[5:]
 
 
 # ---------------------------------------------------------------------------------------------

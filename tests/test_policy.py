@@ -19,7 +19,18 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "rayscan"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-TOP = {"__main__", "cli", "pipeline", "planning", "progress", "stages", "vectors"}
+TOP = {
+    "__main__",
+    "cli",
+    "inspect",
+    "models",
+    "pipeline",
+    "planning",
+    "progress",
+    "stages",
+    "tracking",
+    "vectors",
+}
 CORE = {"captures", "simulate", "sequences", "model", "clustering", "evaluation", "methods", "report"}
 GROUND = {"tables", "config", "errors", "schema", "keys"}
 SCRIPTS = [*(ROOT / "jobs").glob("*.py")]

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,24 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from browser.chromium import Chromium, find_chromium
-from report_example import NASTY, cluster_table, evaluation, example, sequence, sequence_table
+from report_example import (
+    NASTY,
+    START_US,
+    cluster_table,
+    evaluation,
+    example,
+    sequence,
+    sequence_table,
+    telescope,
+)
 
 from rayscan import schema
+from rayscan.captures.scanners import Scanners
 from rayscan.errors import SchemaError
 from rayscan.report import ReportData, render, summarise, words
 from rayscan.report.page import PERIODS, verdict
 from rayscan.report.plots import block
-from rayscan.report.summary import ACTIVITY, SUMMARY
+from rayscan.report.summary import ACTIVITY, SUMMARY, origins
 
 ADDRESS = re.compile(r"\b\d{1,3}(\.\d{1,3}){3}\b")
 
@@ -139,7 +149,12 @@ def test_words(got: str, expected: str) -> None:
 
 
 def test_the_verdict_comes_first(page: Page) -> None:
-    order = ("400 sources in 2024-03, in 6 clusters", "rows were rejected", "AUROC", "From rows to clusters")
+    order = (
+        "400 sources in 2024-03, in 6 clusters",
+        "rows could not be read",
+        "AUROC",
+        "From rows to clusters",
+    )
     places = [page.text.find(text) for text in order]
     assert places == sorted(places) and places[0] > 0
 
@@ -170,7 +185,13 @@ def test_verdict_without_intervals_or_floor() -> None:
 
 
 def test_verdict_counts_what_was_lost(data: ReportData) -> None:
-    assert verdict(data)[1]["text"] == "0.8% of 28,452 rows were rejected. 1 file could not be read at all."
+    assert verdict(data)[1]["text"] == (
+        "0.8% of 28,692 rows could not be read, 0.8% were left out. 1 file could not be read at all."
+    )
+    cut = data.rejects.set_column(5, "lost", pa.array(["rows"] * 4 + ["rest"] * 2 + ["file"]))
+    assert verdict(replace(data, rejects=cut))[1]["text"].endswith(
+        "1 file could not be read at all. 2 files could be read in part only."
+    )
     clean = replace(data, captures=data.captures.slice(0, 0), rejects=data.rejects.slice(0, 0))
     assert verdict(clean)[1]["text"] == "No rows were read."
 
@@ -187,11 +208,14 @@ def test_sections_are_in_order(page: Page) -> None:
 
 def test_what_was_read_adds_up(data: ReportData, page: Page) -> None:
     text = " ".join(page.text.split())
-    assert "Rows rejected 240 0.8%" in text and "Sequences in clusters of two or more 583 94%" in text
-    assert "IPv6 is not read yet first in telescope/2024-03-01.pcap.gz at 1,234,567 240 6" in text
     assert (
-        "truncated gzip stream" in text and "1 file could not be read at all and counts as one row." in text
+        "Rows that could not be read 240 0.8% Rows left out 240 0.8%" in text
+        and "Sequences in clusters of two or more 583 94%" in text
     )
+    assert "IPv6 is not read yet first in telescope/2024-03-01.pcap.gz at 1,234,567 240 6" in text
+    assert "truncated gzip stream first in telescope/2024-03-29.pcap.gz – 1 IPv6" in text
+    assert "1 file could not be read at all, 0 files only up to some place." in text
+    assert "telescope/2024-03-29.pcap.gz unknown not read 54.0 MB 0 0" in text
 
 
 def test_figures_stand_beside_their_floors(page: Page) -> None:
@@ -221,7 +245,14 @@ def test_the_page_points_nowhere(page: Page) -> None:
 
 def test_texts_from_the_data_stay_texts() -> None:
     rejects = pa.table(
-        {"capture": ["c"] * 4, "path": NASTY, "offset": [0] * 4, "reason": NASTY, "count": [1] * 4},
+        {
+            "capture": ["c"] * 4,
+            "path": NASTY,
+            "offset": [0] * 4,
+            "reason": NASTY,
+            "count": [1] * 4,
+            "lost": NASTY,
+        },
         schema=schema.REJECTS,
     )
     nasty = example(labels=NASTY, rejects=rejects, title=NASTY[0], config_yaml=NASTY[1], run=NASTY[3])
@@ -252,7 +283,7 @@ def test_nothing_at_all_is_a_page() -> None:
     for sentence in (
         "Nothing was read: no period holds a flow.",
         "No rows were read.",
-        "Nothing was rejected.",
+        "Nothing was rejected or left out.",
         "There are no clusters.",
         "No embeddings were given to this report.",
         "Nothing was evaluated.",
@@ -287,7 +318,9 @@ def test_many_clusters_are_counted_not_listed() -> None:
     at = pa.array([datetime(2024, 3, 1, tzinfo=UTC)] * n, schema.TIME)
     columns: dict[str, Any] = dict.fromkeys(SUMMARY.names, np.full(n, 2))
     columns |= {name: pa.nulls(n, pa.float64()) for name in (*schema.FINGERPRINTS, "cohesion")}
-    columns |= {name: pa.nulls(n, SUMMARY.field(name).type) for name in ("ports", "labels", "examples")}
+    columns |= {
+        name: pa.nulls(n, SUMMARY.field(name).type) for name in ("ports", "labels", "scanners", "examples")
+    }
     columns |= {"period": ["p"] * n, "cluster": np.arange(n), "first": at, "last": at}
     columns["sources"] = np.arange(n)
     columns["sequences"] = np.r_[np.ones(10, np.int64), np.full(n - 10, 2)]
@@ -511,3 +544,69 @@ def test_a_page_of_nothing_is_quiet(chromium: Chromium, tmp_path: Path) -> None:
     chromium.open(tmp_path / "report.html")
     assert chromium.ask("document.documentElement.dataset.ready") == "true"
     assert chromium.problems == []
+
+
+# ---------------------------------------------------------------------------------------------
+# Who the sources are
+# ---------------------------------------------------------------------------------------------
+
+
+def with_scanners(name: str) -> ReportData:
+    """The example with every source of the largest cluster on a list from 30 days before."""
+    sequences, clusters = telescope(0)
+    day = (datetime.fromtimestamp(START_US / 1e6, UTC) - timedelta(30)).date()
+    members = clusters.filter(pa.array(clusters["cluster"].to_numpy() == 0))["sequence_id"]
+    entries = [
+        {"network": src, "length": 32, "organisation": name, "kind": "scanner", "source": NASTY[1],
+         "valid_from": day, "valid_to": day}
+        for src in sequences["src"].take(members).unique().to_pylist()
+    ]  # fmt: skip
+    known = Scanners(pa.Table.from_pylist(entries, schema.SCANNERS), 90)
+    fields = {"list": "x", "source": NASTY[1], "networks": 60, "organisations": 1, "valid_from": day}
+    joined = clusters.drop_columns(["src"]).append_column("src", sequences["src"])
+    return example(
+        clusters=summarise(sequences, clusters, "2024-03", known),
+        lists=pa.Table.from_pylist([{**fields, "valid_to": day}]),
+        tolerance_days=90,
+        origins={"Countries": origins(joined, "2024-03", lambda src: pa.array([NASTY[2]] * len(src)))},
+    )
+
+
+def test_known_scanners_are_named_with_their_dates() -> None:
+    page = Page(render(with_scanners("censys")))
+    text = " ".join(page.text.split())
+    assert "Known scanners" in text and "censys 100%" in text
+    assert "up to 90 days outside the dates" in text
+    assert re.search(r"the farthest used here is \d\d days off", text)
+    first = page.data["clusters"][0]
+    assert first["scanners"] == [["censys", 1.0, "60"]]
+    assert first["origins"] == [["Countries", [[NASTY[2], 1.0, "60"]]]]
+    assert page.data["clusters"][1]["scanners"] == []
+    nasty = Page(render(with_scanners(NASTY[0])))
+    assert {tag for tag, _ in nasty.tags} == {tag for tag, _ in page.tags}
+    assert NASTY[0] in nasty.text and NASTY[1] in nasty.text
+
+
+def test_what_was_not_asked_is_said() -> None:
+    assert "No list of known scanners was given." in Page(render(example())).text
+    hidden = Page(render(example(lists=None))).text
+    assert "Addresses are pseudonyms (Crypto-PAn)" in hidden
+    assert "No list of known scanners" not in hidden and "Known scanners" not in hidden
+    by_lists = Page(render(example(evaluation={**evaluation(), "labels_from": "scanner lists"}))).text
+    assert "organisations that lists of known scanners name" in by_lists
+
+
+@pytest.mark.parametrize(
+    ("tool", "first", "last", "said"),
+    [
+        ("zmap", 2013, 2023, ""),
+        ("zmap", 2013, 2025, "builds since March 2024"),
+        ("masscan", 2013, 2014, "one packet in 65,536"),
+        ("mirai", 2013, 2014, "before August 2016"),
+        ("mirai", 2017, 2018, ""),
+    ],
+)
+def test_marks_of_tools_are_held_against_the_years(tool: str, first: int, last: int, said: str) -> None:
+    text = words.caution(tool, *(datetime(year, 1, 1, tzinfo=UTC) for year in (first, last)))
+    assert (said in text) if said else text == ""
+    assert words.caution("zmap", None, None) == ""

@@ -46,7 +46,7 @@ def reference(rows: list[dict], length: int, min_length: int) -> tuple[list[dict
     by_source = defaultdict(list)
     for row in rows:
         by_source[row["src"]].append(row)
-    recorded = {n: any(row.get(n) is not None for row in rows) for n in ("ttl", "size", "tcp_flags")}
+    recorded = {n: any(row.get(n) is not None for row in rows) for n in ("dst", "ttl", "size", "tcp_flags")}
     out, dropped_flows, dropped_sources = [], 0, 0
     for src in sorted(by_source):
         ordered = sorted(by_source[src], key=lambda row: row["ts"])
@@ -104,7 +104,8 @@ FLOW = st.fixed_dictionaries(
 @given(st.lists(FLOW, max_size=60), st.integers(1, 7), st.data())
 def test_agrees_with_the_definition(rows: list[dict], length: int, data: st.DataObject) -> None:
     min_length = data.draw(st.integers(1, length))
-    unrecorded = data.draw(st.sets(st.sampled_from(["ttl", "size", "tcp_flags", "fingerprint", "label"])))
+    optional = ["dst", "ttl", "size", "tcp_flags", "fingerprint", "label"]
+    unrecorded = data.draw(st.sets(st.sampled_from(optional)))
     rows = [{k: (None if k in unrecorded else v) for k, v in row.items()} for row in rows]
     result, dropped = build(table(rows), length, min_length)
     expect, expect_dropped = reference(rows, length, min_length)
@@ -154,7 +155,7 @@ def test_gaps_of_one_microsecond_survive_fifty_years() -> None:
 def test_optional_columns_may_be_absent() -> None:
     required = ("ts", "src", "dst_port", "proto")
     result, _ = build(table([flow(1, 0), flow(1, 1)], required), 2, 1)
-    assert result["dst"].to_pylist() == [[-1, -1]]
+    assert result["dst"].to_pylist() == [None]
     for name in ("ttl", "size", "tcp_flags", "zmap", "masscan", "mirai", "label"):
         assert result[name].null_count == 1
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
+from datetime import date, timedelta
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from report_example import START_US, cluster_table, sequence, sequence_table, telescope
 
 from rayscan import schema
+from rayscan.captures.scanners import Scanners
 from rayscan.errors import DataError
 from rayscan.report.summary import ACTIVITY, DAY_US, SUMMARY, activity, summarise, usual_port
 
@@ -208,3 +210,27 @@ def test_usual_port() -> None:
         sequence(5, A, dst_port=[-1, 0]),
     ]
     assert usual_port(sequence_table(rows)).to_pylist() == [80, 22, None, None, 0]
+
+
+def test_known_scanners_of_a_cluster_by_hand() -> None:
+    """A is known to one list on the day, B to an older one; C to one that is out of tolerance."""
+    day = START_US // DAY_US
+    rows = [(A, "a.example", day), (B, "b.example", day - 40), (C, "c.example", day - 400)]
+    entries = [
+        {"network": src, "length": 32, "organisation": who, "kind": "scanner", "source": "s",
+         "valid_from": date(1970, 1, 1) + timedelta(on), "valid_to": date(1970, 1, 1) + timedelta(on)}
+        for src, who, on in rows
+    ]  # fmt: skip
+    known = Scanners(pa.Table.from_pylist(entries, schema.SCANNERS), 100)
+    first, second = summarise(*_small(), "2024-03", known).to_pylist()
+    assert first["scanners"] == [
+        {"organisation": "a.example", "sources": 1}, {"organisation": "b.example", "sources": 1}
+    ]  # fmt: skip
+    assert (first["known"], first["days_off"]) == (2, 39)  # its sequence begins 5 µs before the day
+    assert (second["scanners"], second["known"], second["days_off"]) == (
+        [{"organisation": "a.example", "sources": 1}], 1, 0
+    )  # fmt: skip
+    nobody = summarise(*_small(), "2024-03", Scanners(schema.SCANNERS.empty_table(), 100)).to_pylist()
+    assert [(row["scanners"], row["known"], row["days_off"]) for row in nobody] == [([], 0, None)] * 2
+    unasked = summarise(*_small(), "2024-03").to_pylist()
+    assert [(row["scanners"], row["known"], row["days_off"]) for row in unasked] == [(None, None, None)] * 2

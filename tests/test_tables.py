@@ -147,7 +147,7 @@ def test_rows_of_a_small_table_are_replaced_by_value(storage: str) -> None:
     rejects = Workspace.open(storage, IngestConfig()).table("rejects")
 
     def row(path: str, count: int) -> dict[str, object]:
-        return {"capture": "c", "path": path, "offset": None, "reason": "r", "count": count}
+        return {"capture": "c", "path": path, "offset": None, "reason": "r", "count": count, "lost": "rows"}
 
     for path, count in (("a", 1), ("b", 2), ("a", 3)):
         found = pa.Table.from_pylist([row(path, count)], schema.REJECTS)

@@ -2,7 +2,7 @@
 
 A column is found by the user's map, else by the names that tools give it (`NAMES`, upper or lower case, with
 any punctuation). Rows are read in batches, so memory does not grow with the file. Every row of the file is
-in a batch or in a reject with `rows_lost`; a value of an optional column that cannot be read becomes null
+in a batch or in a reject of rows; a value of an optional column that cannot be read becomes null
 and is counted too.
 
 Rows that repeat an earlier one of the same file are counted in each batch, compared as flows (after
@@ -29,6 +29,7 @@ from rayscan.captures.addresses import IS_IPV6, address
 from rayscan.captures.delimited import read_blocks, read_header
 from rayscan.captures.duplicates import Seen
 from rayscan.captures.fingerprints import fingerprints
+from rayscan.captures.programs import program_of
 from rayscan.captures.source import DAMAGE, Source
 from rayscan.captures.times import Clock
 from rayscan.captures.values import Field
@@ -47,7 +48,12 @@ class Reject:
     reason: str
     offset: int | None  # row (tables) or byte (packets) where it first happened
     count: int  # rows; 1 where their number is unknown
-    rows_lost: bool = True  # False: the rows are there, but lack a value of an optional column
+    lost: str = "rows"  # or "left out", or "values": see schema.LOST
+
+    @property
+    def rows_lost(self) -> bool:
+        """False: the rows are there, but lack a value of an optional column."""
+        return self.lost != "values"
 
 
 class Batch(NamedTuple):
@@ -60,10 +66,10 @@ class Batch(NamedTuple):
 
 def merge_rejects(rejects: Iterable[Reject]) -> list[Reject]:
     """One reject for each reason: counts added up, offset of the first."""
-    merged: dict[tuple[str, bool], Reject] = {}
+    merged: dict[tuple[str, str], Reject] = {}
     for reject in rejects:
-        before = merged.setdefault((reject.reason, reject.rows_lost), replace(reject, count=0))
-        merged[reject.reason, reject.rows_lost] = replace(before, count=before.count + reject.count)
+        before = merged.setdefault((reject.reason, reject.lost), replace(reject, count=0))
+        merged[reject.reason, reject.lost] = replace(before, count=before.count + reject.count)
     return list(merged.values())
 
 
@@ -72,21 +78,21 @@ def merge_rejects(rejects: Iterable[Reject]) -> list[Reject]:
 # ---------------------------------------------------------------------------------------------
 
 NAMES = {
-    "ts": "ts timestamp time start_time starttime first_seen first_switched stime flow_start datetime "
-    "date_time frame_time_epoch",
+    "ts": "ts timestamp time start_time starttime first_seen firstseen first_switched stime flow_start "
+    "datetime date_time frame_time_epoch",
     "src": "src src_ip source_ip srcip saddr src_addr srcaddr ip_src id_orig_h source "
-    "source_address src_address sa",
+    "source_address src_address sa sip",
     "dst": "dst dst_ip dest_ip destination_ip dstip daddr dst_addr dstaddr ip_dst id_resp_h destination "
-    "dest destination_address dst_address da",
+    "dest destination_address dst_address da dip",
     "dst_port": "dst_port dport dstport dest_port destination_port tcp_dstport id_resp_p port dp",
-    "proto": "proto protocol ip_proto ip_protocol prot pr",
+    "proto": "proto protocol ip_proto ip_protocol prot pr pro",
     "src_port": "src_port sport srcport source_port tcp_srcport id_orig_p sp",
     "ttl": "ttl ip_ttl",
-    "size": "size length len bytes ip_len pkt_len octets totbytes",
-    "packets": "packets pkts packet_cnt packet_count num_packets totpkts",
+    "size": "size length len bytes ip_len pkt_len octets srcbytes totbytes ibyt",
+    "packets": "packets pkts packet_cnt packet_count num_packets srcpkts totpkts ipkt",
     "tcp_flags": "tcp_flags tcpflags flags flg",
     "icmp_code": "icmp_code icmpcode",
-    "sensor": "sensor telescope",
+    "sensor": "sensor telescope sen",
     "label": "label",
     "service": "service",
     "fingerprint": "fingerprint",
@@ -100,7 +106,8 @@ NAMES = {
 two where a file has not got them; the last six give the fingerprint."""
 
 REQUIRED = ("ts", "src", "proto", "dst_port")
-_PORTED = (6, 17, 33, 132, 136)  # TCP, UDP, DCCP, SCTP, UDP-Lite: without a port such a flow says nothing
+PORTED = (6, 17, 33, 132, 136)  # TCP, UDP, DCCP, SCTP, UDP-Lite: without a port such a flow says nothing
+IPV6 = "IPv6 is not supported yet"
 
 
 def resolve(names: Sequence[str], mapped: Mapping[str, str], path: str) -> dict[str, int]:
@@ -192,7 +199,7 @@ class Converter:
     def __init__(self, path: str, names: Mapping[str, str], config: CapturesConfig) -> None:
         """`names` are the file's own names of the recognised columns, for messages."""
         self.path, self.names, self.config = path, names, config
-        self.clock = Clock(config.time_unit, config.time_zone, _us(config.earliest), _us(config.latest))
+        self.clock = Clock(config.time_unit, config.time_zone, *time_limits(config))
         self._seen = Seen()
         self._unchecked = {"ts", "service"} & set(names)
 
@@ -213,9 +220,18 @@ class Converter:
 
     def convert(self, columns: Mapping[str, pa.Array], rows: _Rows) -> Batch:
         """Flows of the rows whose numbers in the file are `rows`, and what was wrong with the others."""
-        fields = {key: self._field(key, array) for key, array in columns.items() if key not in _TEXT}
+        fields = self.fields(columns)
         self._check_first(fields, columns)
+        return self.assemble(fields, rows, columns)
+
+    def fields(self, columns: Mapping[str, pa.Array]) -> dict[str, Field]:
+        """The numbers of each column that holds them."""
+        return {key: self._field(key, array) for key, array in columns.items() if key not in _TEXT}
+
+    def assemble(self, fields: dict[str, Field], rows: _Rows, columns: Mapping[str, pa.Array]) -> Batch:
+        """The same from fields, with the text among `columns`."""
         _split_service(fields)
+        _split_icmp(fields)
         rejects, lost = _reject_rows(fields, rows)
         rejects += _reject_values(fields, rows, lost)
         kept = np.flatnonzero(~lost)
@@ -223,7 +239,7 @@ class Converter:
         if "label" in labels:
             labels["label"] = self._named(labels["label"])
         if len(kept) < len(rows):
-            fields = {key: _take(field, kept) for key, field in fields.items()}
+            fields = {key: field.take(kept) for key, field in fields.items()}
         return self._without_duplicates(self._flows(fields, labels, len(kept)), fields, rows[kept], rejects)
 
     def _field(self, key: str, array: pa.Array) -> Field:
@@ -289,8 +305,13 @@ class Converter:
         count = int(again.sum())
         if count and self.config.duplicates == "drop":
             flows = flows.filter(pa.array(~again))
-            rejects.append(Reject("duplicate row", int(rows[again.argmax()]), count))
+            rejects.append(Reject("duplicate row", int(rows[again.argmax()]), count, "left out"))
         return Batch(flows, rejects, count)
+
+
+def time_limits(config: CapturesConfig) -> tuple[int, int]:
+    """Microseconds since 1970 of captures.earliest and captures.latest."""
+    return _us(config.earliest), _us(config.latest)
 
 
 def _us(time: datetime) -> int:
@@ -305,23 +326,39 @@ def _split_service(fields: dict[str, Field]) -> None:
             fields.setdefault(key, service._replace(values=part))
 
 
+def _split_icmp(fields: dict[str, Field]) -> None:
+    """Type and code of ICMP where they share the port as type * 256 + code, as NetFlow has it.
+
+    A type alone is below 256, and what is below 256 and both is type 0, whose only code is 0.
+    """
+    proto, port = fields["proto"], fields["dst_port"]
+    both = port.present & proto.present & (proto.values == 1) & (port.values > 255)
+    if not both.any():
+        return
+    code = fields.get("icmp_code", Field(np.zeros_like(port.values), np.ones_like(both), {}))
+    faults = {reason: rows & ~both for reason, rows in code.faults.items()}
+    fields["icmp_code"] = Field(np.where(both, port.values & 255, code.values), code.missing & ~both, faults)
+    fields["dst_port"] = port._replace(values=np.where(both, port.values >> 8, port.values))
+
+
 def _reject_rows(fields: dict[str, Field], rows: _Rows) -> tuple[list[Reject], _Mask]:
     """Rejects for the rows that lack a required value, each counted once, and which rows these are."""
     rejects, lost = [], np.zeros(len(rows), np.bool_)
-    portless = fields["proto"].present & ~np.isin(fields["proto"].values, _PORTED)
+    portless = fields["proto"].present & ~np.isin(fields["proto"].values, PORTED)
     for key in REQUIRED:
         field = fields[key]
         missing = field.missing & ~portless if key == "dst_port" else field.missing
         for fault, mask in [("missing", missing), *field.faults.items()]:
             new = mask & ~lost
             if new.any():
-                rejects.append(Reject(_reason(key, fault), int(rows[new.argmax()]), int(new.sum())))
+                kind = "left out" if fault == IS_IPV6 else "rows"
+                rejects.append(Reject(_reason(key, fault), int(rows[new.argmax()]), int(new.sum()), kind))
                 lost |= new
     return rejects, lost
 
 
 def _reason(key: str, fault: str) -> str:
-    return "IPv6 is not supported yet" if fault == IS_IPV6 else f"{key} {fault}"
+    return IPV6 if fault == IS_IPV6 else f"{key} {fault}"
 
 
 def _reject_values(fields: Mapping[str, Field], rows: _Rows, lost: _Mask) -> list[Reject]:
@@ -331,13 +368,8 @@ def _reject_values(fields: Mapping[str, Field], rows: _Rows, lost: _Mask) -> lis
         bad = field.unreadable & ~lost if field.faults and key not in REQUIRED else None
         if bad is not None and bad.any():
             reason = f"{key} unreadable (kept as missing)"
-            rejects.append(Reject(reason, int(rows[bad.argmax()]), int(bad.sum()), rows_lost=False))
+            rejects.append(Reject(reason, int(rows[bad.argmax()]), int(bad.sum()), "values"))
     return rejects
-
-
-def _take(field: Field, kept: _Rows) -> Field:
-    faults = {reason: mask[kept] for reason, mask in field.faults.items()}
-    return Field(field.values[kept], field.missing[kept], faults)
 
 
 def _array(field: Field, kind: pa.DataType) -> pa.Array:
@@ -451,7 +483,11 @@ def read_csv(file: BinaryIO, path: str, config: CapturesConfig, batch_rows: int)
     """
     header = read_header(file, path)
     places = resolve(header.names, config.columns, path)
+    program = program_of(header.names)
+    header = replace(header, end=program.end)
+    config = config.model_copy(update=dict(program.settings))
     converter = Converter(path, {key: header.names[place] for key, place in places.items()}, config)
+    places |= {name: header.names.index(name) for name in program.extra if name in header.names}
     block_bytes = min(max(64 * batch_rows, 1 << 16), 16 << 20)
     blocks = read_blocks(file, path, header, sorted(set(places.values())), block_bytes)
     for block in blocks:
@@ -461,4 +497,4 @@ def read_csv(file: BinaryIO, path: str, config: CapturesConfig, batch_rows: int)
         for start in range(0, len(block.rows), batch_rows):
             part = slice(start, start + batch_rows)
             columns = {key: block.columns[place][part] for key, place in places.items()}
-            yield converter.convert(columns, block.rows[part])
+            yield converter.convert(program.adapt(columns), block.rows[part])

@@ -5,7 +5,7 @@ make a general parser swallow the rest of the file, costs its own line. Blocks o
 parser; a block in which rows and lines do not add up is read again line by line.
 
 Every line is a row or counted in `Block.ragged`. Blank lines are neither. Bytes that are not UTF-8 become
-U+FFFD.
+U+FFFD. Columns are strings, unless the caller knows their types and every value of the block has them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, cast
 
@@ -34,13 +34,15 @@ _VALUE = re.compile(r"(?=.*\d)[-+.:/\d]+[T\d.:Z+-]*")  # a number, an address or
 class Header:
     names: tuple[str, ...]
     delimiter: str
+    quotes: bool = True  # False: a quote is a character like any other
+    end: bytes = b""  # a line that stands behind the last row; empty: none does
 
 
 @dataclass(frozen=True)
 class Block:
     """Rows of some lines. Row numbers count the lines after the header from 0, without blank ones."""
 
-    columns: dict[int, pa.Array]  # strings, by place in the header
+    columns: dict[int, pa.Array]  # by place in the header
     rows: NDArray[np.int64]  # number of each row
     ragged: NDArray[np.int64]  # numbers of the lines that have another number of fields, or an open quote
 
@@ -71,15 +73,38 @@ def read_blocks(
     Raises FormatError, after the rows before it, where the file is damaged or a line exceeds 16 MiB.
     """
     row = 0
-    for lines in _lines(cast(io.BufferedIOBase, file), path, block_bytes):
-        text = _clean(lines)
-        count = text.count(b"\n")
-        if count:
-            yield _parse(text, count, row, header, wanted)
-        row += count
+    for text in read_lines(file, path, block_bytes):
+        rows, ended, _ = _until(header.end, text)
+        if rows:
+            yield parse(rows, row, header, wanted)
+        if ended:
+            return
+        row += text.count(b"\n")
 
 
-def _lines(file: io.BufferedIOBase, path: str, block_bytes: int) -> Iterator[bytes]:
+def _until(end: bytes, text: bytes) -> tuple[bytes, bytes, bytes]:
+    """The lines before the line `end`, that line, and the rest."""
+    if not end:
+        return text, b"", b""
+    before, found, rest = (b"\n" + text).partition(b"\n" + end + b"\n")
+    return (before + b"\n" if found else before)[1:], found, rest
+
+
+def read_lines(file: BinaryIO, path: str, block_bytes: int) -> Iterator[bytes]:
+    """The lines of a buffered file, about `block_bytes` at a time.
+
+    They are valid UTF-8, each ends with a line feed, and none is empty.
+
+    Raises FormatError, after the lines before it, where the file is damaged or a line exceeds 16 MiB.
+    """
+    mark = _BOM
+    for lines in _pieces(cast(io.BufferedIOBase, file), path, block_bytes):
+        text, mark = _clean(lines.removeprefix(mark)), b""
+        if text:
+            yield text
+
+
+def _pieces(file: io.BufferedIOBase, path: str, block_bytes: int) -> Iterator[bytes]:
     """The file in pieces that end with a line."""
     rest, damage = b"", None
     while True:
@@ -89,12 +114,12 @@ def _lines(file: io.BufferedIOBase, path: str, block_bytes: int) -> Iterator[byt
             piece, damage = b"", error
         if not piece:
             break
-        whole, newline, tail = piece.rpartition(b"\n")
-        if newline:
-            yield rest + whole + newline
-            rest = tail
+        end = piece.rfind(b"\n") + 1
+        if end:
+            yield b"".join((rest, memoryview(piece)[:end]))  # one copy: they are large
+            rest = piece[end:]
         else:
-            rest += tail
+            rest += piece
         if len(rest) > MAX_LINE_BYTES:
             raise FormatError(path, f"a line is longer than {MAX_LINE_BYTES >> 20} MiB")
     if damage is not None:
@@ -109,15 +134,28 @@ def _clean(lines: bytes) -> bytes:
         lines = lines.replace(b"\r\n", b"\n").replace(b"\r", b" ")
     while b"\n\n" in lines:
         lines = lines.replace(b"\n\n", b"\n")
-    try:
-        lines.decode()
-    except UnicodeDecodeError:
+    if not lines.isascii():
         lines = lines.decode(errors="replace").encode()
     return lines.lstrip(b"\n")
 
 
-def _parse(text: bytes, count: int, row: int, header: Header, wanted: Sequence[int]) -> Block:
-    parsed = _with_arrow(text, header, wanted)
+def parse(
+    text: bytes,
+    row: int,
+    header: Header,
+    wanted: Sequence[int],
+    types: Mapping[int, pa.DataType] | None = None,
+    null: Sequence[str] = (),
+) -> Block:
+    """The rows of some lines (as `read_lines` gives them), whose first has the number `row`.
+
+    Columns named in `types` have that type, with nulls for the texts `null`, if every value of theirs can be
+    read so; else all columns are strings as they stand.
+    """
+    count = text.count(b"\n")
+    parsed = _with_arrow(text, header, wanted, types, null) if types else None
+    if parsed is None:
+        parsed = _with_arrow(text, header, wanted, {}, ())
     if parsed is None or len(parsed[0][wanted[0]]) + len(parsed[1]) != count:
         parsed = _line_by_line(text, header, wanted)
     columns, ragged = parsed
@@ -126,7 +164,11 @@ def _parse(text: bytes, count: int, row: int, header: Header, wanted: Sequence[i
 
 
 def _with_arrow(
-    text: bytes, header: Header, wanted: Sequence[int]
+    text: bytes,
+    header: Header,
+    wanted: Sequence[int],
+    types: Mapping[int, pa.DataType],
+    null: Sequence[str],
 ) -> tuple[dict[int, pa.Array], NDArray[np.int64]] | None:
     """Columns and the ragged lines; None where Arrow gives up."""
     ragged: list[int] = []
@@ -136,30 +178,32 @@ def _with_arrow(
         return "skip"
 
     names = [str(place) for place in range(len(header.names))]
-    wanted_names = [str(place) for place in wanted]
     try:
         table = pacsv.read_csv(
             pa.BufferReader(text),
             pacsv.ReadOptions(use_threads=False, block_size=len(text) + 1, column_names=names),
-            pacsv.ParseOptions(delimiter=header.delimiter, invalid_row_handler=skip),
+            pacsv.ParseOptions(
+                delimiter=header.delimiter,
+                quote_char='"' if header.quotes else False,
+                invalid_row_handler=skip,
+            ),
             pacsv.ConvertOptions(
                 check_utf8=False,
-                column_types=dict.fromkeys(wanted_names, pa.string()),
-                include_columns=wanted_names,
+                column_types={str(place): types.get(place, pa.string()) for place in wanted},
+                include_columns=[str(place) for place in wanted],
+                null_values=list(null),
             ),
         )
     except pa.ArrowInvalid:
         return None
-    columns = {place: _one(table.column(str(place))) for place in wanted}
+    columns = {place: one_chunk(table.column(str(place))) for place in wanted}
     return columns, np.array(ragged, np.int64)
 
 
-def _one(column: pa.ChunkedArray) -> pa.Array:
-    return (
-        column.chunk(0)
-        if column.num_chunks == 1
-        else pa.concat_arrays(column.chunks or [pa.array([], pa.string())])
-    )
+def one_chunk(column: pa.ChunkedArray) -> pa.Array:
+    if column.num_chunks == 1:
+        return column.chunk(0)
+    return pa.concat_arrays(column.chunks or [pa.array([], column.type)])
 
 
 def _line_by_line(
@@ -168,7 +212,7 @@ def _line_by_line(
     good: list[list[str]] = []
     ragged: list[int] = []
     for number, line in enumerate(text.decode().removesuffix("\n").split("\n")):
-        fields = _fields(line, header.delimiter)
+        fields = _fields(line, header)
         if len(fields) == len(header.names):
             good.append([fields[place] for place in wanted])
         else:
@@ -177,9 +221,11 @@ def _line_by_line(
     return columns, np.array(ragged, np.int64)
 
 
-def _fields(line: str, delimiter: str) -> list[str]:
+def _fields(line: str, header: Header) -> list[str]:
     """The fields of a line, none where it ends inside a quoted one."""
+    if not header.quotes:
+        return line.split(header.delimiter)
     try:
-        return next(csv.reader([line], delimiter=delimiter, strict=True))
+        return next(csv.reader([line], delimiter=header.delimiter, strict=True))
     except csv.Error:
         return []

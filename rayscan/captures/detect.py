@@ -15,7 +15,14 @@ from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, cast
 
 from rayscan.captures.columns import Batch, read_csv, read_parquet
+from rayscan.captures.eve import read_eve
+from rayscan.captures.flowtuple import read_flowtuple
+from rayscan.captures.jsonlines import read_json
+from rayscan.captures.nfdump import read_nfdump, read_nfdump_text
+from rayscan.captures.pcap import read_pcap
+from rayscan.captures.pcapng import read_pcapng
 from rayscan.captures.source import BUFFER_BYTES, COMPRESSIONS, Decompressed, Source
+from rayscan.captures.zeek import read_zeek, read_zeek_json
 from rayscan.config import CapturesConfig
 from rayscan.errors import FormatError
 
@@ -30,9 +37,12 @@ SIGNATURES = {
     b"\x0a\x0d\x0d\x0a": "pcapng",
     b"Obj\x01": "avro",
     b"#separator": "zeek",
-    b"{": "json",
+    b"#fields": "zeek",
+    b"Date first seen": "nfdump-text",
+    b"Date flow start": "nfdump-text",
     b"\x0c\xa5": "nfdump",
     b"\xa5\x0c": "nfdump",
+    b"\xde\xad\xbe\xef": "SiLK",
     b"PARE": "encrypted parquet",
     b"ARROW1": "arrow",
     b"ORC": "orc",
@@ -43,6 +53,16 @@ SIGNATURES = {
 READERS: dict[str, Reader] = {
     "parquet": read_parquet,
     "csv": read_csv,
+    "json": read_json,
+    "zeek": read_zeek,
+    "zeek-json": read_zeek_json,
+    "eve": read_eve,
+    "flowtuple3": read_flowtuple,
+    "flowtuple4": read_flowtuple,
+    "nfdump": read_nfdump,
+    "nfdump-text": read_nfdump_text,
+    "pcap": read_pcap,
+    "pcapng": read_pcapng,
 }
 """The reader of each format."""
 
@@ -59,28 +79,28 @@ def read_capture(
     Raises FormatError for a file that cannot be read, SchemaError for a table that lacks what a flow needs.
     Both may also come from a later batch; the batches before it then stand.
     """
-    kind, stream = open_capture(file, path, config.max_ratio)
+    kind, stream = open_capture(file, path, config)
     if kind not in READERS:
         supported = ", ".join(READERS)
         raise FormatError(path, f"{kind} captures are not supported yet; convert it to one of: {supported}")
     return kind, READERS[kind](stream, path, config, batch_rows)
 
 
-def open_capture(file: BinaryIO, path: str, max_ratio: int) -> tuple[str, BinaryIO]:
-    """Format of a file, and a buffered stream at the beginning of its decompressed content.
+def open_capture(file: BinaryIO, path: str, config: CapturesConfig) -> tuple[str, BinaryIO]:
+    """Format of a file (as captures.format says, or by its content) and its decompressed content, buffered.
 
     The stream of a Parquet file is seekable (a compressed one is unpacked into a temporary file), others
     need not be. Raises FormatError for an empty file, an unknown format, damage, and where the content is
-    more than 64 MiB and more than `max_ratio` times as large as the compressed bytes it was read from.
+    larger than captures.max_gb, or more than 64 MiB and captures.max_ratio times the compressed bytes read.
     """
     stream: io.BufferedReader[Any] = io.BufferedReader(Source(file), BUFFER_BYTES)
     stream.seek(0)
     head = stream.peek(1)
     compression = _match(head, COMPRESSIONS)
     if compression is not None:
-        stream = io.BufferedReader(Decompressed(stream, path, compression, max_ratio), BUFFER_BYTES)
+        stream = io.BufferedReader(Decompressed(stream, path, compression, config), BUFFER_BYTES)
         head = stream.peek(1)
-    kind = _format(head, path)
+    kind = _format(head, path) if config.format == "auto" or not head else config.format
     if kind == "parquet" and compression is not None:
         return kind, _unpacked(stream)
     return kind, stream
@@ -95,14 +115,32 @@ def _format(head: bytes, path: str) -> str:
         raise FormatError(path, "empty file")
     known = _match(head, SIGNATURES)
     if known is not None:
-        return known
+        return _flowtuple(head) if known == "avro" else known
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if text.startswith(b"{"):
-        return "json"
+        return _json(text.split(b"\n", 1)[0], path)
     header = text.split(b"\n", 1)[0]
     if not _CONTROL.search(header) and any(mark in header for mark in _DELIMITERS):
         return "csv"
-    raise FormatError(path, f"not a capture in a known format (it begins with {head[:16]!r})")
+    raise FormatError(path, f"not a capture in a known format (it begins with {head[:4]!r})")
+
+
+def _flowtuple(head: bytes) -> str:
+    """Which Avro file this is, by the schema at its beginning."""
+    if b'"dst_net"' in head:
+        return "flowtuple4"
+    return "flowtuple3" if b'"dst_ip"' in head else "avro"
+
+
+def _json(line: bytes, path: str) -> str:
+    """Whose JSON lines these are, by the keys of the first."""
+    if b'"event_type"' in line:
+        return "eve"
+    if b'"id.orig_h"' not in line:
+        return "json"
+    if b'"conn_state"' in line or b'"_path"' in line:
+        return "zeek-json"
+    raise FormatError(path, "a log of Zeek's other than conn.log, where flows come from")
 
 
 def _unpacked(stream: io.BufferedReader[Any]) -> BinaryIO:

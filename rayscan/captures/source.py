@@ -12,10 +12,12 @@ import gzip
 import io
 import lzma
 import zlib
+from collections.abc import Callable
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 
+from rayscan.config import CapturesConfig
 from rayscan.errors import FormatError
 
 BUFFER_BYTES = 1 << 20
@@ -25,6 +27,9 @@ FREE_BYTES = 64 << 20
 _PIECE_BYTES = 1 << 16
 """Decoded at a time, which is what Arrow's decoder loses before a damaged place."""
 
+_XZ_MEMORY = 256 << 20
+"""Bytes. `xz -9` asks for 65 MiB, a file made to do harm for 4 GiB."""
+
 COMPRESSIONS = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bz2",
@@ -32,6 +37,12 @@ COMPRESSIONS = {
     b"\x28\xb5\x2f\xfd": "zstd",
 }
 """Magic bytes and names."""
+
+
+def compression_of(head: bytes) -> str | None:
+    """Name of the compression that a file's first bytes announce."""
+    return next((name for magic, name in COMPRESSIONS.items() if head.startswith(magic)), None)
+
 
 DAMAGE = (EOFError, OSError, ValueError, zlib.error, lzma.LZMAError, pa.ArrowException)
 """What decompressors and Arrow raise for damaged data."""
@@ -73,14 +84,16 @@ class Source(io.RawIOBase):
 class Decompressed(io.RawIOBase):
     """The decompressed bytes of a file, streamed.
 
-    Data before a damaged place is delivered before the FormatError. Its offset counts decompressed bytes.
+    Data before a damaged place, or before a bomb's limit, is delivered before the FormatError. Its offset
+    counts decompressed bytes.
     """
 
-    def __init__(self, file: BinaryIO, path: str, compression: str, max_ratio: int) -> None:
+    def __init__(self, file: BinaryIO, path: str, compression: str, config: CapturesConfig) -> None:
         self._source = Source(file)
         self._compressed = io.BufferedReader(self._source, BUFFER_BYTES)
         self._decoder = _decoder(self._compressed, compression)
-        self._path, self._compression, self._max_ratio = path, compression, max_ratio
+        self._path, self._compression = path, compression
+        self._max_ratio, self._max_gb = config.max_ratio, config.max_gb
         self._out = 0
         self._damage: FormatError | None = None
 
@@ -108,17 +121,59 @@ class Decompressed(io.RawIOBase):
             self._damage = FormatError(self._path, f"damaged: {self._compression}: {error}", self._out)
             return b""
         self._out += len(piece)
+        self._damage = self._bomb()
+        return b"" if self._damage else piece
+
+    def _bomb(self) -> FormatError | None:
         if self._out > max(FREE_BYTES, self._max_ratio * self._compressed.tell()):
-            reason = f"expands more than {self._max_ratio} times; if it is genuine, raise captures.max_ratio"
-            raise FormatError(self._path, reason, self._out)
-        return piece
+            extent, setting = f"more than {self._max_ratio} times", "max_ratio"
+        elif self._out > self._max_gb * 1e9:
+            extent, setting = f"to more than {self._max_gb:g} GB", "max_gb"
+        else:
+            return None
+        reason = f"expands {extent}; if it is genuine, raise captures.{setting}"
+        return FormatError(self._path, reason, self._out)
 
 
 def _decoder(file: io.BufferedReader[Any], compression: str) -> Any:
     if compression == "gzip":
         return gzip.GzipFile(fileobj=file)
     if compression == "bz2":
-        return bz2.BZ2File(file)
+        return _Members(file, bz2.BZ2Decompressor)
     if compression == "xz":
-        return lzma.LZMAFile(file)
+        return _Members(file, lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, _XZ_MEMORY))
     return pa.CompressedInputStream(pa.PythonFile(file, "r"), compression)
+
+
+class _Members:
+    """The members of a bz2 or xz file, one after the other, with zeros between them or not.
+
+    The readers of the standard library take a damaged member behind a whole one for padding: they end
+    there, without a word.
+    """
+
+    def __init__(self, file: io.BufferedReader[Any], decoder: Callable[[], Any]) -> None:
+        self._file, self._new, self._decoder = file, decoder, decoder()
+
+    def read1(self, size: int) -> bytes:
+        data = b""
+        while not data:
+            packed = b""
+            if self._decoder.eof:
+                packed = self._next()
+                if not packed:
+                    break
+                self._decoder = self._new()
+            elif self._decoder.needs_input:
+                packed = self._file.read1(_PIECE_BYTES)
+                if not packed:
+                    raise EOFError("cut off")
+            data = self._decoder.decompress(packed, size)
+        return data
+
+    def _next(self) -> bytes:
+        """What is there of the next member, nothing at the end of the file."""
+        packed: bytes = self._decoder.unused_data.lstrip(b"\0")
+        while not packed and (piece := self._file.read1(_PIECE_BYTES)):
+            packed = piece.lstrip(b"\0")
+        return packed

@@ -136,7 +136,12 @@ def _from_zone(local_us: Ints, zone: str) -> tuple[Ints, Mask]:
 
 def _time_text(array: pa.Array, clock: Clock) -> Field:
     missing = nulls(array)
-    values, offset, zoned, parsed = _iso(*bytes_of(array))
+    data, start, length = bytes_of(array)
+    if _Places(data, start, length).is_in(4, "-/").any():
+        values, offset, zoned, parsed = _iso(data, start, length)
+    else:  # numbers, which would only be looked at twice
+        values, offset = np.zeros_like(start), np.zeros_like(start)
+        zoned, parsed = np.zeros_like(missing), np.zeros_like(missing)
     field = _localised(values - offset, missing, parsed & ~zoned & ~missing, clock)
     left = np.flatnonzero(~parsed & ~missing)
     unreadable, unitless = np.zeros_like(missing), np.zeros_like(missing)

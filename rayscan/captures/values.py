@@ -11,6 +11,7 @@ values a second, where a parser called per value manages one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -40,6 +41,7 @@ PROTOCOLS = {
 
 TCP_FLAGS = {"FIN": 1, "SYN": 2, "RST": 4, "PSH": 8, "ACK": 16, "URG": 32, "ECE": 64, "CWR": 128}
 _FLAG_LETTERS = {"F": 1, "S": 2, "R": 4, "P": 8, "A": 16, "U": 32, "E": 64, "C": 128, "W": 128}
+_HEXADECIMAL = re.compile(r"0[xX][0-9a-fA-F]{1,15}")
 _WORDS = {"1": 1, "true": 1, "yes": 1, "0": 0, "false": 0, "no": 0}
 
 
@@ -64,6 +66,10 @@ class Field(NamedTuple):
     def of(cls, values: Ints, missing: Mask, faults: dict[str, Mask]) -> Field:
         """A field with those of the faults that some row has."""
         return cls(values, missing, {reason: rows for reason, rows in faults.items() if rows.any()})
+
+    def take(self, rows: Ints) -> Field:
+        faults = {reason: mask[rows] for reason, mask in self.faults.items()}
+        return Field(self.values[rows], self.missing[rows], faults)
 
     def with_faults(self, more: dict[str, Mask]) -> Field:
         return Field.of(self.values, self.missing, self.faults | more)
@@ -117,7 +123,8 @@ def whole(array: pa.Array) -> Field:
     if pa.types.is_null(kind):
         return Field.of(np.zeros(len(array), np.int64), missing, {})
     if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
-        values = pc.fill_null(array.cast(pa.int64(), safe=False), 0).to_numpy()
+        array = array.cast(pa.int64(), safe=False)
+        values = (pc.fill_null(array, 0) if array.null_count else array).to_numpy()
         too_large = values < 0 if kind == pa.uint64() else np.zeros_like(missing)
         return Field.of(values, missing, {"unreadable": too_large & ~missing})
     if pa.types.is_floating(kind):
@@ -139,11 +146,18 @@ def whole_text(array: pa.Array) -> Field:
     missing = nulls(array)
     values, parsed = cast_text(array, pl.Int64())
     left = np.flatnonzero(~parsed & ~missing)
-    if len(left):  # 443.0, as pandas writes a column with gaps
-        floats, numeric = cast_text(array.take(pa.array(left)), pl.Float64())
+    if len(left):  # 443.0, as pandas writes a column with gaps, and 0x1bb
+        texts = array.take(pa.array(left))
+        floats, numeric = cast_text(texts, pl.Float64())
         again = whole_floats(np.where(numeric, floats, np.inf))
-        values[left], parsed[left] = again.values, again.present
+        hexadecimal = _by_distinct(texts, _hexadecimal)
+        values[left] = np.where(again.present, again.values, hexadecimal.values)
+        parsed[left] = again.present | hexadecimal.present
     return Field.of(values, missing, {"unreadable": ~parsed & ~missing})
+
+
+def _hexadecimal(value: str) -> int | None:
+    return int(value, 16) if _HEXADECIMAL.fullmatch(value) else None
 
 
 def cast_text(array: pa.Array, kind: pl.DataType) -> tuple[Any, Mask]:

@@ -12,6 +12,7 @@ from rayscan.clustering.calibration import Calibration, calibrate
 from rayscan.clustering.campaigns import Campaigns, follow
 from rayscan.clustering.moves import Clusters
 from rayscan.clustering.objective import canonical, objective
+from rayscan.clustering.products import products_on
 from rayscan.clustering.solver import solve, sweep
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "canonical",
     "follow",
     "objective",
+    "products_on",
     "serial_map",
     "solve",
     "solve_block",

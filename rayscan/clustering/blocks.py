@@ -5,7 +5,9 @@ super-nodes, feature sums and sizes. Joint weights add up, so the same problem o
 partitions that keep them whole, and *merging* blocks is the same algorithm one level up. What the blocking
 cost is then won back in *rounds of moves*: tasks compare their rows with the broadcast sums of all clusters
 and return only those that may gain; one process verifies and makes the moves in a canonical order. Some
-rounds move tighter *parts* of clusters as wholes instead of rows.
+rounds move tighter *parts* of clusters as wholes instead of rows. The first rounds look at the heaviest
+clusters alone, which decide nearly all of the objective; to compare light rows with all light clusters costs
+the most by far, so it is left until the heavy ones have settled.
 
 Every step after the merge raises the objective or leaves it. The result depends on the blocks, the threshold
 and the seed, not on how many tasks run at a time or which ends first. `solve_blocked` takes the parallel map
@@ -14,6 +16,7 @@ as an argument; with Ray it is a few lines, without it is the built-in loop.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,10 +27,12 @@ from numpy.typing import NDArray
 
 from rayscan.clustering.moves import (
     NEW,
+    NO_CUT,
     Clusters,
     Scorer,
     apply,
     best_others,
+    heaviest,
     propose,
     touched,
 )
@@ -45,6 +50,9 @@ from rayscan.clustering.objective import (
 from rayscan.clustering.partition import Partition
 from rayscan.clustering.splitting import LIFTS, tighter_parts
 
+HEAVY_CLUSTERS = 4096
+"""Clusters that are compared with rows before the last rounds, and with parts at all."""
+
 Load = Callable[[int], NDArray[np.floating[Any]]]
 Map = Callable[[Callable[[Any, Any], Any], Sequence[Any], Any], Iterable[Any]]
 """map(task, items, shared): task(item, shared) for every item, results in the order of the items."""
@@ -59,14 +67,14 @@ def serial_map(task: Callable[[Any, Any], Any], items: Sequence[Any], shared: An
 class Solution:
     """Labels int64 of each block, and the clusters they number: by first members over all blocks.
 
-    `rounds` passes over all rows were made after merging. `converged` tells that the last found nothing to
-    move.
+    `rounds` passes over all rows were made after merging. `left` is the share of the objective that the last
+    of them gained: 0 if no row can move with a gain, NaN if there was none that looked at all clusters.
     """
 
     labels: list[I64]
     clusters: Clusters
     rounds: int
-    converged: bool
+    left: float
 
 
 def solve_block(vectors: Floats, threshold: float, seed: int = 0) -> tuple[I64, F64, F64]:
@@ -113,6 +121,7 @@ def solve_blocked(
     *,
     seed: int = 0,
     max_rounds: int = 20,
+    least_gain: float = 1e-5,
     map: Map = serial_map,
     mover_bytes: int = 512 << 20,
 ) -> Solution:
@@ -121,25 +130,30 @@ def solve_blocked(
     `load_block(i)` returns the unit vectors (B_i, d) of block i, always in the same order; tasks call it,
     so it must be picklable where `map` runs them elsewhere. Blocks of 10,000 to 100,000 rows suit most
     machines. The calling process holds 16 bytes for each row, the sums of the clusters, and at most about
-    `mover_bytes` of rows that want to move. `max_rounds` limits the passes over all rows after merging.
+    `mover_bytes` of rows that want to move, twice while they are put together. There are at most `max_rounds`
+    passes over all rows after merging. Rounds over all clusters end with one that raised the objective by no
+    more than a share of `least_gain`.
     """
     threshold = check_threshold(threshold)
     run = _start(load_block, n_blocks, threshold, seed, map)
     most = max(1, mover_bytes // max(1, n_blocks * 4 * run.clusters.sums.shape[1]))
     step = partial(_round, run, load_block, threshold, most, map)
-    rounds, converged = 0, len(run.clusters) == 0
-    for i, lift in enumerate((None, *LIFTS)):
-        share = -(-(max_rounds - rounds) // (1 + len(LIFTS) - i))
+    rounds, left = 0, math.nan if len(run.clusters) else 0.0
+    heavy = heaviest(run.clusters, threshold, HEAVY_CLUSTERS)
+    phases = [(None, heavy), *((lift, heavy) for lift in LIFTS), (None, NO_CUT)]
+    for i, (lift, cut) in enumerate(phases):
+        share = -(-(max_rounds - rounds) // (len(phases) - i))  # of the rounds left, evenly
         if lift is not None and share > 1:
-            step(lift)
+            step(lift, cut)
             _join_clusters(run, threshold)
             rounds, share = rounds + 1, share - 1
         for _ in range(share):
             rounds += 1
-            converged = not step(None)
-            if converged:
+            gained = step(None, cut)
+            left = gained if cut == NO_CUT else left
+            if gained <= least_gain:
                 break
-    return _solution(run, rounds, converged)
+    return _solution(run, rounds, left)
 
 
 @dataclass
@@ -189,29 +203,49 @@ def _solve_task(
     return _solve_block(load_block(block), threshold, seed, thorough)
 
 
-def _round(run: _Run, load_block: Load, threshold: float, most: int, map: Map, lift: float | None) -> bool:
-    """One pass over all rows, or with `lift` over parts of clusters; False if nothing moved."""
-    scorer = Scorer(run.clusters, threshold, run.changed if lift is None else None)
-    by_rows: Any = partial(_rows_task, load_block, most)
-    task = by_rows if lift is None else partial(_parts_task, load_block, threshold + lift, most)
+def _round(
+    run: _Run,
+    load_block: Load,
+    threshold: float,
+    most: int,
+    map: Map,
+    lift: float | None,
+    cut: np.float32,
+) -> float:
+    """One pass over all rows, or with `lift` over parts of clusters; the share of the objective gained."""
+    scorer = Scorer(run.clusters, threshold, run.changed if lift is None else None, cut)
+    task: Any = partial(_rows_task, load_block, most)
+    if lift is not None:  # sums of parts are float64, rows float32
+        task = partial(_parts_task, load_block, threshold + lift, max(1, most // 2))
     items = list(zip(range(len(run.labels)), run.labels, run.memory, strict=True))
     found: list[tuple[_Movers, F32 | None]] = list(map(task, items, scorer))
     run.memory = [memory for _, memory in found]
     if lift is None:
         run.changed = np.zeros(len(run.clusters), bool)
-    return _move(run, [movers for movers, _ in found], threshold)
+    gained = _move(run, [movers for movers, _ in found], threshold)
+    return gained / max(gained, abs(_value(run.clusters, threshold))) if gained else 0.0
 
 
-def _move(run: _Run, found: list[_Movers], threshold: float) -> bool:
-    """Verifies and makes the moves that the blocks propose."""
+def _value(clusters: Clusters, threshold: float) -> float:
+    """The objective of unit vectors."""
+    pairs = clusters.sizes @ (clusters.sizes - 1)
+    return float(
+        0.5 * (np.einsum("ij,ij->", clusters.sums, clusters.sums) - clusters.sizes.sum() - threshold * pairs)
+    )
+
+
+def _move(run: _Run, found: list[_Movers], threshold: float) -> float:
+    """Verifies and makes the moves that the blocks propose; the objective gained."""
     some = [movers for movers in found if len(movers.source)]
     if not some:
-        return False
+        return 0.0
     sums, sizes, source, target = (
         np.concatenate([getattr(movers, name) for movers in some])
         for name in ("sums", "sizes", "source", "target")
     )
-    clusters, target, _ = apply(run.clusters, sums, sizes, source, target, np.arange(len(source)), threshold)
+    clusters, target, gained = apply(
+        run.clusters, sums, sizes, source, target, np.arange(len(source)), threshold
+    )
     at = 0
     for labels, movers in zip(run.labels, found, strict=True):
         labels[movers.rows] = target[at + movers.group]
@@ -219,7 +253,7 @@ def _move(run: _Run, found: list[_Movers], threshold: float) -> bool:
     run.changed = touched(len(clusters), run.changed, source, target)
     run.clusters = clusters
     _drop_empty(run)
-    return bool((target != source).any())
+    return gained
 
 
 def _join_clusters(run: _Run, threshold: float) -> None:
@@ -228,7 +262,7 @@ def _join_clusters(run: _Run, threshold: float) -> None:
     whole = Partition(
         run.clusters.sums[several], run.clusters.sizes[several], threshold, several.copy(), run.clusters
     )
-    whole.improve()
+    whole.improve(most=HEAVY_CLUSTERS)
     joined = np.arange(len(run.clusters))
     joined[several] = whole.labels
     run.labels = [joined[labels] for labels in run.labels]
@@ -287,13 +321,13 @@ def _load(load_block: Load, block: int) -> F32:
     return np.ascontiguousarray(load_block(block), np.float32)
 
 
-def _solution(run: _Run, rounds: int, converged: bool) -> Solution:
+def _solution(run: _Run, rounds: int, left: float) -> Solution:
     if not len(run.clusters):
-        return Solution(run.labels, run.clusters, rounds, converged)
+        return Solution(run.labels, run.clusters, rounds, left)
     ends = np.cumsum([len(labels) for labels in run.labels])
     before = np.concatenate(run.labels)
     after = canonical(before)
     old = np.empty(len(run.clusters), np.int64)
     old[after] = before
     clusters = Clusters(run.clusters.sums[old], run.clusters.sizes[old])
-    return Solution(np.split(after, ends[:-1]), clusters, rounds, converged)
+    return Solution(np.split(after, ends[:-1]), clusters, rounds, left)

@@ -25,6 +25,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from rayscan.clustering.objective import F32, F64, I64, UNIT_TOLERANCE, Floats, cluster_sums
+from rayscan.clustering.products import NEVER, Tops, products, tile
 
 NEW = -1
 """Target of a move into a cluster of its own."""
@@ -32,8 +33,8 @@ NEW = -1
 LEAST_GAIN = 1e-6
 """Moves that gain less are not made: far above float64 rounding of sums of millions, far below any use."""
 
-_ROWS, _COLUMNS = 1024, 1024
-_NEVER = np.float32(-1e30)
+NO_CUT = NEVER
+"""The `cut` of a Scorer that leaves all clusters."""
 
 
 @dataclass(frozen=True)
@@ -63,37 +64,65 @@ class Proposals:
     gains: F32
 
 
+def most_for_a_point(clusters: Clusters, threshold: float) -> F32:
+    """What no unit vector can score more than with each cluster, float32 (K,): ‖F_B‖ − θ n_B."""
+    norms = np.sqrt(np.einsum("ij,ij->i", clusters.sums, clusters.sums))
+    bound: F32 = (norms * (1 + UNIT_TOLERANCE) - threshold * clusters.sizes).astype(np.float32)
+    return bound
+
+
+def heaviest(clusters: Clusters, threshold: float, most: int) -> np.float32:
+    """The `cut` of a Scorer that leaves `most` clusters, or less where bounds are equal."""
+    bound = most_for_a_point(clusters, threshold)
+    return np.partition(bound, -most - 1)[-most - 1] if most < len(bound) else NO_CUT
+
+
 class Scorer:
     """Clusters prepared for being compared with many nodes: built once per round, used for every block.
 
     `changed` (K,) marks clusters that gained or lost a node since the memories that come with the nodes were
-    written; all of them if there are no memories yet.
+    written; all of them if there are no memories yet. With `cut`, nodes are only compared with clusters
+    where a point could score more than that, the heavy ones; what is remembered still bounds all scores
+    from above, so that a later scorer without `cut` finds what was left out.
     """
 
     def __init__(
-        self, clusters: Clusters, threshold: float, changed: NDArray[np.bool_] | None = None
+        self,
+        clusters: Clusters,
+        threshold: float,
+        changed: NDArray[np.bool_] | None = None,
+        cut: np.float32 = NO_CUT,
     ) -> None:
         self.threshold = threshold
         self.sums = clusters.sums.astype(np.float32)
         self.sizes = clusters.sizes
+        self.cut = cut
         self.changed = np.ones(len(clusters), bool) if changed is None else changed
-        norms = np.sqrt(np.einsum("ij,ij->i", clusters.sums, clusters.sums))
-        bound = (norms * (1 + UNIT_TOLERANCE) - threshold * clusters.sizes).astype(np.float32)
+        bound = most_for_a_point(clusters, threshold)
         held = clusters.sizes > 0
         self.moved = _Columns(self, np.flatnonzero(held & self.changed), bound)
         self.still = _Columns(self, np.flatnonzero(held & ~self.changed), bound)
 
 
 class _Columns:
-    """Some clusters in falling order of the bound on what a point can score with them."""
+    """Those of some clusters that are above the cut, in falling order of the bound on a point's score.
+
+    `bound` (C + 1,) ends with the bound on the clusters left out.
+    """
 
     def __init__(self, scorer: Scorer, ids: I64, bound: F32) -> None:
-        self.ids = ids[np.argsort(-bound[ids], kind="stable")]
-        self.bound = np.append(bound[self.ids], _NEVER)
+        kept = ids[bound[ids] > scorer.cut]
+        self.ids = kept[np.argsort(-bound[kept], kind="stable")]
+        self.bound = np.append(bound[self.ids], scorer.cut if len(kept) < len(ids) else NEVER)
+        self.rising = -self.bound[:-1]
         bias = (-scorer.threshold * scorer.sizes[self.ids, None]).astype(np.float32)
         self.matrix = np.concatenate([scorer.sums[self.ids], bias], axis=1)
         self.position = np.full(len(scorer.sizes), -1, np.int64)
         self.position[self.ids] = np.arange(len(self.ids))
+
+    def that_beat(self, score: np.float32) -> int:
+        """How many may score more; they are the first ones."""
+        return int(np.searchsorted(self.rising, -score))
 
 
 def _own_scores(means: F32, sizes: F64, labels: I64, scorer: Scorer) -> F32:
@@ -126,7 +155,7 @@ def propose(
     floor = np.maximum(own, 0)
     best, target, reach = _best_others(means, labels, np.arange(len(means)), floor, scorer.moved)
     if bound is not None:
-        again = np.flatnonzero(bound > np.maximum(floor, best))
+        again = np.flatnonzero(bound > np.maximum(np.maximum(floor, best), scorer.cut))
         older, where, limit = _best_others(
             means, labels, again, np.maximum(floor[again], best[again]), scorer.still
         )
@@ -147,7 +176,7 @@ def best_others(means: F32, labels: I64, scorer: Scorer) -> tuple[F32, I64]:
     A node without another cluster gets NEW as its cluster. The scorer must be one for all clusters.
     """
     every = np.arange(len(means))
-    best, target, _ = _best_others(means, labels, every, np.full(len(means), _NEVER), scorer.moved)
+    best, target, _ = _best_others(means, labels, every, np.full(len(means), NEVER), scorer.moved)
     return best, target
 
 
@@ -158,36 +187,31 @@ def _best_others(means: F32, labels: I64, rows: I64, floor: F32, columns: _Colum
     never from the bound. Rows are taken in falling order of the floor, so that those of one tile can stop at
     nearly the same cluster.
     """
-    best = np.full(len(rows), _NEVER, np.float32)
+    best = np.full(len(rows), NEVER, np.float32)
     target = np.full(len(rows), NEW, np.int64)
-    reach = np.full(len(rows), _NEVER, np.float32)
+    reach = np.full(len(rows), columns.bound[-1], np.float32)
     order = np.argsort(-floor, kind="stable")
-    buffer = np.empty(_ROWS * _COLUMNS, np.float32)
-    for start in range(0, len(rows) if len(columns.ids) else 0, _ROWS):
-        part = order[start : start + _ROWS]
+    tops, (step, _) = products(columns.matrix), tile()
+    for start in range(0, len(rows) if len(columns.ids) else 0, step):
+        part = order[start : start + step]
         v = rows[part]
         left = np.concatenate([means[v], np.ones((len(v), 1), np.float32)], axis=1)
-        found = _scan(left, columns.position[labels[v]], floor[part], columns, buffer)
+        found = _scan(left, columns.position[labels[v]], floor[part], columns, tops)
         best[part], target[part], reach[part] = found
     return best, target, reach
 
 
-def _scan(left: F32, own: I64, floor: F32, columns: _Columns, buffer: F32) -> tuple[F32, I64, F32]:
+def _scan(left: F32, own: I64, floor: F32, columns: _Columns, tops: Tops) -> tuple[F32, I64, F32]:
     """`_best_others` of one tile of rows; `own` is where their cluster stands among the columns, or -1."""
-    every = np.arange(len(left))
-    best, target = np.full(len(left), _NEVER, np.float32), np.full(len(left), NEW, np.int64)
-    at = 0
-    while at < len(columns.ids) and columns.bound[at] > np.maximum(floor, best).min():
-        right = columns.matrix[at : at + _COLUMNS]
-        scores = buffer[: len(left) * len(right)].reshape(len(left), len(right))
-        np.matmul(left, right.T, out=scores)
-        mine = np.flatnonzero((own >= at) & (own < at + len(right)))
-        scores[mine, own[mine] - at] = _NEVER
-        top = scores.argmax(axis=1)
-        value = scores[every, top]
+    best, target = np.full(len(left), NEVER, np.float32), np.full(len(left), NEW, np.int64)
+    at, (_, step) = 0, tile()
+    while at < (end := columns.that_beat(np.maximum(floor, best).min())):
+        stop = min(at + step, end)
+        mine = np.flatnonzero((own >= at) & (own < stop))
+        value, top = tops(left, at, stop, mine, own[mine] - at)
         better = value > best
         best[better], target[better] = value[better], columns.ids[at + top[better]]
-        at += len(right)
+        at = stop
     return best, target, np.maximum(best, columns.bound[at])
 
 

@@ -28,6 +28,10 @@ SMALL = 2048
 HEAVY = 1024
 """Super-nodes, the largest ones, on which several starts are made."""
 
+NEIGHBOURHOODS = 3
+"""Ways in which light super-nodes are divided into neighbourhoods, one after the other. Cheap beside the
+rounds of moves that would have to join them otherwise."""
+
 CHUNK = 12_500
 """Nodes that are solved together before super-nodes of several chunks are joined."""
 
@@ -41,8 +45,12 @@ LIFTS = (0.0, 0.1, 0.05, 0.15)
 other heavy clusters grow; which is better differs from one set of vectors to the next."""
 
 
-ALL_ROUNDS, FEW_ROUNDS = 1000, 4
-"""Rounds of moves: until none gains, and where more will follow anyway."""
+FEW_ROUNDS = 4
+"""Rounds of moves where more will follow anyway."""
+
+FEW_CLUSTERS = 1024
+"""Clusters, the heaviest, that nodes are compared with there. They decide the objective; among the light ones
+most time goes by."""
 
 
 def content_hash(vectors: Floats, seed: int) -> NDArray[np.uint64]:
@@ -70,27 +78,28 @@ def solve_nodes(
     others.
     """
     m = len(vectors)
-    rounds = ALL_ROUNDS if thorough else FEW_ROUNDS
     if m <= SMALL:
         starts = min(MOST_STARTS, STARTS * SMALL // max(m, 1)) if thorough else 1
         labels = solve_dense(vectors, sizes, threshold, seed=seed, starts=starts, greedy=thorough)
-        return _improved(vectors, sizes, labels, threshold, rounds)
+        return _improved(vectors, sizes, labels, threshold, thorough)
     if m <= CHUNK and thorough:
         return _best_of(vectors, sizes, threshold, seed, starts=max(3, 30_000 // m))
     if m <= CHUNK:
-        return start(vectors, sizes, threshold, seed, rounds=rounds)
+        return start(vectors, sizes, threshold, seed, thorough=False)
     labels, k = np.empty(m, np.int64), 0
     for i, part in enumerate(np.array_split(np.arange(m), -(-m // CHUNK))):
-        solved = start(vectors[part], sizes[part], threshold, seed + i, rounds=FEW_ROUNDS)
+        solved = start(vectors[part], sizes[part], threshold, seed + i, thorough=False)
         labels[part] = k + solved.labels
         k += len(solved.clusters)
-    return _improved(vectors, sizes, _join(vectors, sizes, labels, threshold, seed), threshold, rounds)
+    return _improved(
+        vectors, sizes, _join(vectors, sizes, labels, threshold, seed, thorough), threshold, thorough
+    )
 
 
 def start(
-    vectors: Floats, sizes: F64, threshold: float, seed: int, lift: float = 0.0, rounds: int = ALL_ROUNDS
+    vectors: Floats, sizes: F64, threshold: float, seed: int, lift: float = 0.0, *, thorough: bool = True
 ) -> Partition:
-    """One local optimum: random blocks, their super-nodes joined, single nodes moved in `rounds` at most.
+    """One local optimum, or nearly: random blocks, their super-nodes joined, then single nodes moved.
 
     `lift` raises the threshold in the blocks, which leaves more and purer super-nodes.
     """
@@ -99,22 +108,29 @@ def start(
     for part in np.array_split(order, -(-len(order) // BLOCK)):
         labels[part] = k + solve_dense(vectors[part], sizes[part], threshold + lift)
         k = int(labels[part].max()) + 1
-    return _improved(vectors, sizes, _join(vectors, sizes, labels, threshold, seed), threshold, rounds)
+    return _improved(
+        vectors, sizes, _join(vectors, sizes, labels, threshold, seed, thorough), threshold, thorough
+    )
 
 
-def _improved(vectors: Floats, sizes: F64, labels: I64, threshold: float, rounds: int) -> Partition:
+def _improved(vectors: Floats, sizes: F64, labels: I64, threshold: float, thorough: bool) -> Partition:
     partition = Partition.of(vectors, sizes, labels, threshold)
-    partition.improve(rounds)
+    if thorough:
+        partition.improve()
+    else:
+        partition.improve(FEW_ROUNDS, FEW_CLUSTERS)
     partition.compact()
     return partition
 
 
-def _join(vectors: Floats, sizes: F64, labels: I64, threshold: float, seed: int) -> I64:
-    nodes = Clusters.of(vectors, labels, sizes)
-    return merge(nodes.sums, nodes.sizes, threshold, seed, max_rounds=1)[labels]
+def _join(vectors: Floats, sizes: F64, labels: I64, threshold: float, seed: int, thorough: bool) -> I64:
+    nodes, starts = Clusters.of(vectors, labels, sizes), STARTS if thorough else 1
+    return merge(nodes.sums, nodes.sizes, threshold, seed, starts=starts, max_rounds=1)[labels]
 
 
-def merge(sums: F64, sizes: F64, threshold: float, seed: int = 0, max_rounds: int = 10) -> I64:
+def merge(
+    sums: F64, sizes: F64, threshold: float, seed: int = 0, *, starts: int = STARTS, max_rounds: int = 10
+) -> I64:
     """Cluster of each super-node, int64 (M,), numbered without gaps.
 
     The heaviest are a dense problem. The others are contracted among neighbours; then those of several
@@ -123,38 +139,56 @@ def merge(sums: F64, sizes: F64, threshold: float, seed: int = 0, max_rounds: in
     heaviest = np.argsort(-sizes, kind="stable")
     heavy, light = heaviest[:HEAVY], heaviest[HEAVY:]
     labels = np.empty(len(sums), np.int64)
-    labels[heavy] = solve_dense(sums[heavy], sizes[heavy], threshold, seed=seed, starts=STARTS)
-    k = len(heavy)
-    for part in _neighbourhoods(sums[light] / sizes[light, None], seed) if len(light) else []:
-        labels[light[part]] = k + contract(
-            weight_matrix(sums[light[part]], sizes[light[part]], threshold), sizes[light[part]]
-        )
-        k += len(part)
+    labels[heavy] = solve_dense(sums[heavy], sizes[heavy], threshold, seed=seed, starts=starts)
+    labels[light] = len(heavy) + _join_light(sums[light], sizes[light], threshold, seed)
     labels = compact(labels)
     moving = np.flatnonzero(sizes > 1)  # single points have rounds of their own
     partition = Partition(
         sums[moving], sizes[moving], threshold, labels[moving], Clusters.of(sums, labels, sizes)
     )
-    partition.improve(max_rounds)
+    partition.improve(max_rounds, FEW_CLUSTERS)
     labels[moving] = partition.labels
     return compact(labels)
 
 
-def _neighbourhoods(means: F64, seed: int) -> list[I64]:
+def _join_light(sums: F64, sizes: F64, threshold: float, seed: int) -> I64:
+    """Nodes contracted in neighbourhoods of at most SMALL, then what is left in other ones; int64 (M,)."""
+    labels = np.arange(len(sizes))
+    for i in range(NEIGHBOURHOODS if len(labels) else 0):
+        parts, k = neighbourhoods(sums / sizes[:, None], seed + i), 0
+        joined = np.empty(len(sizes), np.int64)
+        for part in parts:
+            joined[part] = k + contract(weight_matrix(sums[part], sizes[part], threshold), sizes[part])
+            k += len(part)
+        joined = compact(joined)
+        labels = joined[labels]
+        if len(parts) == 1:
+            break
+        nodes = Clusters.of(sums, joined, sizes)
+        sums, sizes = nodes.sums, nodes.sizes
+    return labels
+
+
+def neighbourhoods(means: F64, seed: int) -> list[I64]:
     """Nodes cut at the median along random directions until at most SMALL are left together.
 
-    A random projection tree (Dasgupta and Freund, STOC 2008): what lies close mostly stays together.
+    A random projection tree (Dasgupta and Freund, STOC 2008), along directions in which the nodes vary most
+    (a step of power iteration): what lies close mostly stays together.
     """
     rng = np.random.default_rng(seed)
     parts = [np.arange(len(means))]
     while len(parts[0]) > SMALL:
-        directions = rng.standard_normal((len(parts), means.shape[1]))
-        ordered = [
-            part[np.argsort(means[part] @ axis, kind="stable")]
-            for part, axis in zip(parts, directions, strict=True)
-        ]
+        ordered = [part[np.argsort(_along(means[part], rng), kind="stable")] for part in parts]
         parts = [half for part in ordered for half in np.array_split(part, 2)]
     return parts
+
+
+def _along(means: F64, rng: np.random.Generator) -> F64:
+    """Where each node lies along such a direction; not by BLAS, which rounds by its number of threads."""
+    means = means - means.mean(axis=0)
+    random: F64 = np.einsum("ij,j->i", means, rng.standard_normal(means.shape[1]))
+    along: F64 = np.einsum("ij,j->i", means, np.einsum("ij,i->j", means, random))
+    return along
 
 
 def _best_of(vectors: Floats, sizes: F64, threshold: float, seed: int, starts: int) -> Partition:

@@ -50,7 +50,7 @@ def check_embeddings(embeddings: ArrayLike, *, normalise: bool = False) -> F32:
         return np.ascontiguousarray(vectors / norms[:, None].astype(np.float32))
     off = np.abs(norms - 1) > UNIT_TOLERANCE
     if off.any():
-        _refuse_first(off, f"has length {norms[off][0]:.4g}, not 1: pass normalise=True if that is meant")
+        _refuse_first(off, f"has length {norms[off][0]:.4g}, not 1: normalise it if that is meant")
     return np.ascontiguousarray(vectors)
 
 

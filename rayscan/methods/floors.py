@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from scipy import sparse
 
-from rayscan.errors import DataError, SchemaError
-from rayscan.schema import MISSING
+from rayscan.errors import DataError
+from rayscan.methods.method import list_column, list_values
 
 
 def port_vectors(sequences: pa.Table) -> sparse.csr_array:
@@ -47,19 +47,9 @@ def random_unit(n: int, d: int, seed: int) -> NDArray[np.float32]:
 
 def _services(sequences: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
     """For each flow its sequence (row) and the position of its (proto, port) among those that occur."""
-    for name in ("proto", "dst_port"):
-        if name not in sequences.column_names or not pa.types.is_list(sequences.schema.field(name).type):
-            raise SchemaError(
-                f"sequences have no list column {name!r}; the port floor counts proto and dst_port"
-            )
-    proto, port = (pa.chunked_array(sequences[name]).combine_chunks() for name in ("proto", "dst_port"))
+    proto, port = (list_column(sequences, name) for name in ("proto", "dst_port"))
     row = np.asarray(pc.list_parent_indices(proto), np.int64)
     if not np.array_equal(row, np.asarray(pc.list_parent_indices(port), np.int64)):
         raise DataError("lists of proto and dst_port differ in length; make the sequences anew")
-    key = (_values(proto) << 32) + _values(port)
-    kinds, service = np.unique(key, return_inverse=True)
+    kinds, service = np.unique((list_values(proto) << 32) + list_values(port), return_inverse=True)
     return row, service.astype(np.int64), len(kinds)
-
-
-def _values(lists: pa.ListArray) -> NDArray[np.int64]:
-    return np.asarray(pc.list_flatten(lists).fill_null(MISSING), np.int64)

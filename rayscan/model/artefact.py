@@ -12,11 +12,14 @@ it. No pickle, so that loading somebody's model cannot run their code.
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import json
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
@@ -130,6 +133,22 @@ def readme(encoder: Encoder, card: Card) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def covering_prefixes(networks: NDArray[np.integer], most: int = 16) -> tuple[str, ...]:
+    """Prefixes that cover all these /24 networks (addresses without their last octet), at most `most`.
+
+    Exactly them where so few prefixes do; else the prefixes are as long as they can be.
+    """
+    for length in range(24, -1, -1):
+        found = np.unique(networks.astype(np.int64) >> (24 - length))
+        if length < 24 and len(found) > 256 * most:
+            continue  # halving their number takes many lengths more
+        nets = (ipaddress.IPv4Network((int(n) << (32 - length), length)) for n in found)
+        prefixes = list(ipaddress.collapse_addresses(nets))
+        if len(prefixes) <= most:
+            return tuple(map(str, prefixes))
+    return ()
 
 
 def _inherent_limits(config: ModelConfig) -> list[str]:

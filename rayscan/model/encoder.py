@@ -1,18 +1,20 @@
-"""The encoder: a transformer that turns a sequence of flows into one unit vector.
+"""The encoder: sequences of flows to unit vectors, by a transformer and by counting.
 
-The published architecture (Presberger et al., arXiv 2606.04733) is one setting of it: tables for the
-destination's octets, port and protocol and a line for time, concatenated to one token per flow; four
-post-norm layers; the mean over flows; a projection of two layers; 1,629,856 parameters. `causal`,
+The published architecture (Presberger et al., arXiv 2606.04733) is one setting of it (preset `paper`):
+tables for the destination's octets, port and protocol and a line for time, concatenated to one token per
+flow; four post-norm layers; the mean over flows; a projection of two layers; 1,629,856 parameters. `causal`,
 `attention_scale` and `time` of ModelConfig switch what its code does differently from what one would expect.
 
-`Tokens` turns a batch of `features.collate` into tokens and is the only part that knows the inputs; another
-way to see a flow is another module with the same forward, chosen in `Encoder.__init__`.
+By default services are hashed, gaps spread over waves, layers normalise first, mean, largest and spread over
+the flows are taken, and the projection of these is added to a linear map of counted features (`counts`).
+docs/benchmarks.md says what each of these is worth.
 
-Attention is the fused kernel. Padding stands on the right, so under a causal mask no flow sees any, and no
-padding mask is needed there: what is computed at padding is left out of the mean.
+`Tokens` turns a batch of `features.collate` into tokens. Attention is the fused kernel. Padding stands on the
+right, so under a causal mask no flow sees any, and no padding mask is needed there: what is computed at
+padding is left out of the mean.
 
-A value that is not recorded embeds to zero rather than to a row of its own: it adds nothing to the token,
-costs no parameter, and works for a model whose training data never lacked it.
+A value that is not recorded embeds to zero in a token rather than to a row of its own: it adds nothing,
+costs no parameter, and works for a model whose training data never lacked it. (Counted, it is a value.)
 
 Shapes: B sequences, L flows, D width, H heads, K width of a head.
 """
@@ -26,8 +28,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rayscan.config import ModelConfig
+from rayscan.model.counts import Counts, hashed, service_of
+from rayscan.model.features import GAP_CENTRE, GAP_SPREAD
 
 OCTET_WIDTH, PORT_WIDTH, PROTO_WIDTH, TIME_WIDTH = 8, 16, 4, 16
+SERVICES, PAGE_WIDTH = 4096, 8
+WAVES, SHORTEST_WAVE, LONGEST_WAVE = 16, 0.5, 48.0  # periods in units of log(gap): 48 spans all gaps
 TTL_WIDTH, SIZE_WIDTH, FLAGS_WIDTH = 8, 8, 8
 SIZES = 1501
 """Packet sizes told apart; larger ones, which Ethernet does not carry, count as 1500 bytes."""
@@ -54,14 +60,17 @@ class Tokens(nn.Module):
         self.inputs = config.inputs
         parts: dict[str, nn.Module] = {}
         width = 0
+        self.hashed = config.encoding == "hashed"
         for name in config.inputs:
-            parts[name], size = _part(name)
+            parts[name], size = _hashed_part(name) if self.hashed else _part(name)
             width += size
         self.parts = nn.ModuleDict(parts)
         self.mix = nn.Linear(width, config.d_model)
         self.norm = nn.LayerNorm(config.d_model)
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        if self.hashed and "dst_port" in self.inputs:
+            batch = batch | {"dst_port": service_of(batch)}
         seen = [self.parts[name](batch[name]) for name in self.inputs]
         tokens: Tensor = self.norm(self.mix(torch.cat(seen, dim=-1)))
         return tokens
@@ -98,6 +107,51 @@ class Line(nn.Linear):
         return super().forward(value.unsqueeze(-1))
 
 
+class Service(nn.Module):
+    """Port and protocol, as `counts.service_of` gives them: a hashed row, and one for the port's high byte.
+
+    Rare ports share rows and pages, so that they are not left untrained; an ICMP type is no port, since
+    the protocol is hashed with it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own, self.page = Table(SERVICES, PORT_WIDTH), Table(256, PAGE_WIDTH)
+
+    def forward(self, service: Tensor) -> Tensor:
+        row = hashed(service.unsqueeze(1), SERVICES).squeeze(1).masked_fill(service < 0, -1)
+        return torch.cat([self.own(row), self.page(service >> 16)], dim=-1)
+
+
+class Waves(nn.Module):
+    """A gap, as `features.gap_feature` gives it, and sines and cosines of its logarithm.
+
+    A line tells a millisecond from a week but hardly 60 s from 64 s; short waves do, long ones order them.
+    """
+
+    rate: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        ratio = LONGEST_WAVE / SHORTEST_WAVE
+        periods = SHORTEST_WAVE * ratio ** (torch.arange(WAVES) / (WAVES - 1))
+        self.register_buffer("rate", 2 * math.pi / periods, persistent=False)
+
+    def forward(self, value: Tensor) -> Tensor:
+        angle = (value * GAP_SPREAD + GAP_CENTRE).unsqueeze(-1) * self.rate
+        return torch.cat([value.unsqueeze(-1), angle.sin(), angle.cos()], dim=-1)
+
+
+def _hashed_part(name: str) -> tuple[nn.Module, int]:
+    """The same with hashed services and waves."""
+    match name:
+        case "dst_port":
+            return Service(), PORT_WIDTH + PAGE_WIDTH
+        case "gap":
+            return Waves(), 2 * WAVES + 1
+    return _part(name)
+
+
 def _part(name: str) -> tuple[nn.Module, int]:
     """Module that embeds one input, and its width."""
     match name:
@@ -119,12 +173,16 @@ def _part(name: str) -> tuple[nn.Module, int]:
 
 
 class Layer(nn.Module):
-    """One post-norm transformer layer: attention, then two linear maps with a ReLU between."""
+    """One transformer layer: attention, then two linear maps with a ReLU between.
+
+    Post-norm, as published, normalises the sum of a branch and what it is added to; pre-norm the branch's
+    input, which trains faster, and leaves the sum to a norm after the last layer.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         d = config.d_model
-        self.heads, self.causal = config.heads, config.causal
+        self.heads, self.causal, self.pre = config.heads, config.causal, config.norm == "pre"
         self.scale = 1 / math.sqrt(d // config.heads if config.attention_scale == "head" else d)
         self.dropout = config.dropout
         self.qkv = nn.Linear(d, 3 * d)
@@ -136,9 +194,14 @@ class Layer(nn.Module):
 
     def forward(self, x_BLD: Tensor, mask_B11L: Tensor | None) -> Tensor:
         p = self.dropout if self.training else 0.0
+        if self.pre:
+            x_BLD = add_dropped(x_BLD, self.attend(self.norm_attention(x_BLD), mask_B11L), p)
+            return add_dropped(x_BLD, self.feed(self.norm_feed(x_BLD)), p)
         x_BLD = self.norm_attention(add_dropped(x_BLD, self.attend(x_BLD, mask_B11L), p))
-        fed_BLD = self.narrow(F.relu(self.widen(x_BLD)))
-        return self.norm_feed(add_dropped(x_BLD, fed_BLD, p))  # type: ignore[no-any-return]
+        return self.norm_feed(add_dropped(x_BLD, self.feed(x_BLD), p))  # type: ignore[no-any-return]
+
+    def feed(self, x_BLD: Tensor) -> Tensor:
+        return self.narrow(F.relu(self.widen(x_BLD)))  # type: ignore[no-any-return]
 
     def attend(self, x_BLD: Tensor, mask_B11L: Tensor | None) -> Tensor:
         B, L, D = x_BLD.shape
@@ -162,11 +225,14 @@ class Encoder(nn.Module):
         self.config = config
         self.tokens = Tokens(config)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.d_model) if config.norm == "pre" else nn.Identity()
+        self.pool = _moments if config.pooling == "moments" else _mean
         self.project = nn.Sequential(
-            nn.Linear(config.d_model, config.d_model),
+            nn.Linear(config.d_model * (3 if config.pooling == "moments" else 1), config.d_model),
             nn.ReLU(),
             nn.Linear(config.d_model, config.d_embedding),
         )
+        self.counts = Counts(config.inputs, config.counts, config.d_embedding) if config.counts else None
         self.register_buffer("position", sinusoids(256, config.d_model), persistent=False)
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
@@ -182,8 +248,10 @@ class Encoder(nn.Module):
         mask_B11L = None if full or self.config.causal else mask_BL[:, None, None, :]
         for layer in self.layers:
             x_BLD = layer(x_BLD, mask_B11L)
-        pooled_BD = x_BLD.mean(dim=1) if full else _masked_mean(x_BLD, mask_BL)
-        return F.normalize(self.project(pooled_BD).float(), dim=-1)
+        z_BD = self.project(self.pool(self.norm(x_BLD), mask_BL, full)).float()
+        if self.counts is not None:
+            z_BD = z_BD + self.counts(batch)
+        return F.normalize(z_BD, dim=-1)
 
     def _positions(self, x_BLD: Tensor) -> Tensor:
         length = x_BLD.shape[1]
@@ -209,10 +277,23 @@ def add_dropped(x: Tensor, branch: Tensor, p: float) -> Tensor:
     return torch.addcmul(x, branch, keep, value=2**16 / (2**16 - dropped))
 
 
-def _masked_mean(x_BLD: Tensor, mask_BL: Tensor) -> Tensor:
+def _mean(x_BLD: Tensor, mask_BL: Tensor, full: bool) -> Tensor:
+    """Mean over the flows, [B, D]; `full` says that there is no padding."""
+    if full:
+        return x_BLD.mean(dim=1)
     weight_BL = mask_BL.to(x_BLD.dtype)
     sum_BD = torch.bmm(weight_BL.unsqueeze(1), x_BLD).squeeze(1)
     return sum_BD / weight_BL.sum(dim=1, keepdim=True)
+
+
+def _moments(x_BLD: Tensor, mask_BL: Tensor, full: bool) -> Tensor:
+    """Mean, largest and standard deviation over the flows, [B, 3 D]."""
+    mean_BD = _mean(x_BLD, mask_BL, full)
+    variance_BD = _mean((x_BLD - mean_BD.unsqueeze(1)).square(), mask_BL, full)
+    lowest = torch.finfo(x_BLD.dtype).min
+    largest_BD = (x_BLD if full else x_BLD.masked_fill(~mask_BL.unsqueeze(-1), lowest)).amax(dim=1)
+    # The root's slope is infinite at 0, where all flows of a sequence are alike.
+    return torch.cat([mean_BD, largest_BD, (variance_BD + 1e-6).sqrt()], dim=-1)
 
 
 def sinusoids(length: int, width: int) -> Tensor:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,6 +59,16 @@ class TrainState:
         return bytes(save(tensors, metadata={"state": json.dumps(numbers)}))
 
     @classmethod
+    def starting_from(
+        cls, weights: Mapping[str, Tensor], model: ModelConfig, train: TrainConfig
+    ) -> TrainState:
+        """Step 0 with the weights of a trained encoder and an optimiser that has seen nothing."""
+        tensors = {f"model.{name}": x for name, x in weights.items()}
+        for moment in ("exp_avg", "exp_avg_sq"):
+            tensors |= {f"{moment}.{name}": torch.zeros_like(x) for name, x in weights.items()}
+        return cls(0, digest(model, train), tensors)
+
+    @classmethod
     def from_bytes(cls, data: bytes) -> TrainState:
         """Raises ModelError if the bytes are not a whole checkpoint."""
         try:
@@ -89,13 +99,15 @@ def fit(
     *,
     device: torch.device | str = "cpu",
     start_state: TrainState | None = None,
+    until: int | None = None,
     validation: Sequences | None = None,
     on_step: Callable[[Metrics], None] | None = None,
     on_checkpoint: Callable[[TrainState | None, Metrics], None] | None = None,
 ) -> FitResult:
     """Train an encoder for `train.steps` steps on the batches of `sampler`.
 
-    `start_state` continues a run of the same settings (else ModelError). `validation` holds sequences of
+    `start_state` continues a run of the same settings (else ModelError). `until` ends it after so many steps,
+    as if they were the last, but at the learning rates of the whole run. `validation` holds sequences of
     sources that training does not see: every `validate_every` steps and after the last, process 0 measures
     `separation` on it. `on_step` gets the metrics of every step in order, up to READ_BACK steps late.
     `on_checkpoint` is called in every process each `checkpoint_every` steps and after the last, with the
@@ -108,11 +120,12 @@ def fit(
     with torch.random.fork_rng(devices=cuda):
         torch.manual_seed(_step_seed(train, -1, 0))
         run = _Run.begin(model, train, sampler, device, start_state)
-        batches = sampler.batches(model, run.step, train.steps)
+        stop = train.steps if until is None else min(until, train.steps)
+        batches = sampler.batches(model, run.step, stop)
         try:
             for batch in batches:
                 run.advance(batch)
-                last = run.step == train.steps
+                last = run.step == stop
                 due = [
                     last or run.step % every == 0 for every in (train.validate_every, train.checkpoint_every)
                 ]

@@ -78,6 +78,10 @@ class ReportData:
     points: pa.Table | None = None  # x, y, period, cluster, src, label, port (text or number)
     show_sources: bool = True
     max_clusters: int = 500
+    # list, source, networks, organisations, valid_from, valid_to; None: addresses are pseudonyms
+    lists: pa.Table | None = field(default_factory=lambda: pa.table({"list": []}))
+    tolerance_days: int = 0  # outside an entry's dates on which it counted
+    origins: dict[str, pa.Table] = field(default_factory=dict)  # by title: period, cluster, names (of LABEL)
 
 
 def render(data: ReportData) -> str:
@@ -165,14 +169,21 @@ def _what_is_there(data: ReportData) -> dict[str, str]:
 
 
 def _what_was_lost(data: ReportData) -> dict[str, str]:
-    kept, rejected = _sum(data.captures, "flows"), _sum(data.captures, "rejects")
-    rows, unread = kept + rejected, _unread(data)
+    kept, rejected, left_out = (_sum(data.captures, name) for name in ("flows", "rejects", "left_out"))
+    rows = kept + rejected + left_out
+    unread, cut = len(_files_lost(data, "file")), len(_files_lost(data, "rest"))
     files = f" {words.count(unread, 'file')} could not be read at all." if unread else ""
+    files += f" {words.count(cut, 'file')} could be read in part only." if cut else ""
     if not rows:
         return _sentence(f"No rows were read.{files}", "bad")
-    share = words.ratio(rejected, rows) if rejected else "None"
-    text = f"{share} of {words.count(rows, 'row')} {'was' if rows == 1 else 'were'} rejected.{files}"
-    return _sentence(text, "bad" if unread or rejected > 0.05 * rows else "plain")
+    of = words.count(rows, "row")
+    text = (
+        f"{words.ratio(rejected, rows)} of {of} could not be read"
+        if rejected
+        else f"All of {of} could be read"
+    )
+    text += f", {words.ratio(left_out, rows)} were left out.{files}" if left_out else f".{files}"
+    return _sentence(text, "bad" if unread or cut or rejected > 0.05 * rows else "plain")
 
 
 def _how_far_to_trust(evaluation: dict[str, Any] | None) -> dict[str, str]:
@@ -212,10 +223,9 @@ def _alone(clusters: pa.Table) -> int:
     return int(clusters.num_rows) - _groups(clusters)
 
 
-def _unread(data: ReportData) -> int:
-    """Files that were refused as a whole: they have rejects but no entry among the captures."""
-    known = pc.is_in(data.rejects["path"], value_set=data.captures["path"].combine_chunks())
-    return len(data.rejects.filter(pc.invert(known))["path"].unique())
+def _files_lost(data: ReportData, lost: str) -> set[str]:
+    """Paths of the files that were lost as a whole ("file") or from some place on ("rest")."""
+    return set(data.rejects.filter(pc.equal(data.rejects["lost"], lost))["path"].to_pylist())
 
 
 # ---------------------------------------------------------------------------------------------
@@ -224,28 +234,35 @@ def _unread(data: ReportData) -> int:
 
 
 def _read_section(data: ReportData) -> dict[str, Any]:
-    captures = data.captures.sort_by([("rejects", "descending"), ("path", "ascending")])
+    unread, cut = _files_lost(data, "file"), _files_lost(data, "rest")
+    state = {**dict.fromkeys(cut, "in part"), **dict.fromkeys(unread, "not read")}
+    captures = data.captures.sort_by([("rejects", "descending"), ("path", "ascending")]).to_pylist()
+    captures.sort(key=lambda row: row["path"] not in state)  # stable: the damaged ones come first
     reasons = _reasons(data.rejects)
     return {
         "steps": _steps(data),
         "periods": data.periods.to_pylist(),
-        "captures": captures.slice(0, MAX_CAPTURES).to_pylist(),
-        "captures_left": max(captures.num_rows - MAX_CAPTURES, 0),
+        "captures": captures[:MAX_CAPTURES],
+        "captures_left": max(len(captures) - MAX_CAPTURES, 0),
+        "state": state,
         "reasons": reasons[:MAX_REASONS],
         "reasons_left": max(len(reasons) - MAX_REASONS, 0),
-        "unread": _unread(data),
+        "unread": len(unread),
+        "cut": len(cut),
     }
 
 
 def _steps(data: ReportData) -> list[tuple[str, int, int | None]]:
     """Rows from the captures to the clusters: what, how many, and out of how many."""
-    kept, rejected = _sum(data.captures, "flows"), _sum(data.captures, "rejects")
+    kept, rejected, left_out = (_sum(data.captures, name) for name in ("flows", "rejects", "left_out"))
+    rows = kept + rejected + left_out
     flows, dropped = _sum(data.periods, "flows"), _sum(data.periods, "dropped_flows")
     sequences, grouped = _sum(data.periods, "sequences"), _sum(data.clusters, "sequences")
     alone = _alone(data.clusters)
     return [
-        ("Rows in the captures", kept + rejected, None),
-        ("Rows rejected", rejected, kept + rejected),
+        ("Rows in the captures", rows, None),
+        ("Rows that could not be read", rejected, rows),
+        ("Rows left out", left_out, rows),
         ("Flows in the periods below", flows, None),
         ("Flows of sources too quiet for a sequence", dropped, flows),
         ("Sequences", sequences, None),
@@ -256,11 +273,19 @@ def _steps(data: ReportData) -> list[tuple[str, int, int | None]]:
 
 
 def _reasons(rejects: pa.Table) -> list[dict[str, Any]]:
-    """Rejects by reason, most rows first, with the first place of each."""
-    by = rejects.group_by("reason", use_threads=False)
+    """Rejects by reason with the first place of each: first what cost files, then what cost most rows.
+
+    The count is of rows (or values), and None where a file or its rest was lost.
+    """
+    of_rows = pc.is_in(rejects["lost"], value_set=pa.array(["rows", "left out", "values"]))
+    counted = rejects.set_column(
+        rejects.schema.get_field_index("count"), "count", pc.if_else(of_rows, rejects["count"], None)
+    )
+    by = counted.group_by("reason", use_threads=False)
     what = [("count", "sum"), ("path", "count_distinct"), ("path", "first"), ("offset", "first")]
-    table = by.aggregate(what)
-    return list(table.sort_by([("count_sum", "descending"), ("reason", "ascending")]).to_pylist())
+    order = [("count_sum", "descending"), ("reason", "ascending")]
+    found = by.aggregate(what).sort_by(order).to_pylist()
+    return sorted(found, key=lambda item: item["count_sum"] is not None)
 
 
 def _listed(clusters: pa.Table, limit: int) -> pa.Table:
@@ -279,7 +304,16 @@ def _cluster_section(data: ReportData, listed: pa.Table) -> dict[str, Any]:
         "periods": data.clusters["period"].unique().sort().to_pylist(),
         "labels": bool(_sum(data.clusters, "labelled")),
         "tools": tools,
+        "cautions": [text for tool in tools if (text := words.caution(tool, *_span(data.captures)))],
+        "scanners": data.clusters["known"].null_count < data.clusters.num_rows,
+        "days_off": pc.max(data.clusters["days_off"]).as_py() or 0,
+        "lists": data.lists.to_pylist() if data.lists is not None else None,
     }
+
+
+def _span(captures: pa.Table) -> tuple[datetime | None, datetime | None]:
+    """Times of the first and the last flow."""
+    return pc.min(captures["first"]).as_py(), pc.max(captures["last"]).as_py()
 
 
 def _trust_section(evaluation: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -49,10 +49,14 @@ def _finite(value: Any) -> Any:
 def payload(data: ReportData, listed: pa.Table) -> dict[str, Any]:
     """Everything the script needs. `listed` are the clusters that have a row, in order; colours follow it."""
     lines = _lines(data.activity)
+    places = {title: _by_cluster(table) for title, table in data.origins.items()}
     named = list(zip(listed["period"].to_pylist(), listed["cluster"].to_pylist(), strict=True))
     return {
         "single": len(data.clusters["period"].unique()) < 2,
-        "clusters": [_details(row, lines, data.show_sources) for row in listed.to_pylist()],
+        "clusters": [
+            {**_details(row, lines, data.show_sources), "origins": _origins(row, places)}
+            for row in listed.to_pylist()
+        ],
         "sizes": _sizes(data.clusters),
         "activity": _overview(named, lines),
         "points": _points(data.points, named, data.show_sources),
@@ -77,21 +81,39 @@ def _details(row: dict[str, Any], lines: dict[_Key, Any], show_sources: bool) ->
         ("Destinations", words.number(row["destinations"])),
         ("Networks (/24) of the sources", words.number(row["networks"])),
         ("Sources with a label", words.number(row["labelled"])),
+        ("Sources on a scanner list", words.number(row["known"])),
     ]
     marks = [(words.TOOLS[name], row[name]) for name in schema.FINGERPRINTS if row[name] is not None]
     ports = [(words.port(p["proto"], p["port"]), p["share"]) for p in row["ports"] or ()]
     labels = [(item["label"], item["sources"]) for item in row["labels"] or ()]
+    scanners = [(item["organisation"], item["sources"]) for item in row["scanners"] or ()]
     return {
         "name": _name((row["period"], row["cluster"])),
         "facts": facts,
         # bars: name, part of the whole, text
         "ports": [(name, share, words.percent(share)) for name, share in ports],
         "labels": [(name, n / row["sources"], words.number(n)) for name, n in labels],
+        "scanners": [(name, n / row["sources"], words.number(n)) for name, n in scanners],
         "tools": [(name, share, words.percent(share)) for name, share in marks],
         "sources": row["sources"],
         "line": lines.get((row["period"], row["cluster"])),
         "examples": [words.address(src) for src in row["examples"] or ()] if show_sources else None,
     }
+
+
+def _by_cluster(table: pa.Table) -> dict[_Key, list[dict[str, Any]]]:
+    keys = zip(table["period"].to_pylist(), table["cluster"].to_pylist(), strict=True)
+    return dict(zip(keys, table["names"].to_pylist(), strict=True))
+
+
+def _origins(row: dict[str, Any], places: dict[str, dict[_Key, list[dict[str, Any]]]]) -> list[Any]:
+    """Title and bars of each kind of place that the cluster's sources lie in."""
+    key = (row["period"], row["cluster"])
+    return [
+        (title, [(i["label"], i["sources"] / row["sources"], words.number(i["sources"])) for i in found[key]])
+        for title, found in places.items()
+        if found.get(key)
+    ]
 
 
 def _sizes(clusters: pa.Table) -> dict[str, list[Any]]:

@@ -7,6 +7,7 @@ short sequence weighs little. Each count is one sort of packed 64-bit keys, (clu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rayscan import schema
+from rayscan.captures.scanners import Scanners
 from rayscan.errors import DataError
 
 Ints = NDArray[np.int64]
@@ -35,7 +37,9 @@ ACTIVITY = pa.schema(
 )
 
 
-def summarise(sequences: pa.Table, clusters: pa.Table, period: str) -> pa.Table:
+def summarise(
+    sequences: pa.Table, clusters: pa.Table, period: str, known: Scanners | None = None
+) -> pa.Table:
     """One row per cluster of a period, columns as in SUMMARY, in order of the cluster number.
 
     `sequences` and `clusters` are rows of schema.SEQUENCES and schema.CLUSTERS of that period. Sequences
@@ -54,6 +58,7 @@ def summarise(sequences: pa.Table, clusters: pa.Table, period: str) -> pa.Table:
         "last": pa.array(_extreme(np.maximum, m, "end"), schema.TIME),
         "ports": _ports(m),
         **_labels(m),
+        **_scanners(m, known),
         **{name: _share(m, name) for name in schema.FINGERPRINTS},
         "destinations": _destinations(m),
         "median_gap_us": _median_gap(m),
@@ -223,20 +228,53 @@ def _ports(m: _Members) -> pa.Array:
 
 def _labels(m: _Members) -> dict[str, pa.Array]:
     """Columns `labels`, those with the most sources, and `labelled`."""
-    column = m.rows["label"]
+    labels, labelled = _names(m.group, m.src, m.rows["label"], m.size, schema.LABEL)
+    return {"labels": labels, "labelled": labelled}
+
+
+def _scanners(m: _Members, known: Scanners | None) -> dict[str, pa.Array]:
+    """Columns `scanners`, `known` and `days_off`, null where nobody can be known."""
+    if known is None:
+        return {
+            name: pa.nulls(m.size, SUMMARY.field(name).type) for name in ("scanners", "known", "days_off")
+        }
+    found = known.known(m.rows)
+    scanners, count = _names(m.group, m.src, found.organisation, m.size, schema.SCANNER)
+    days = np.zeros(m.size, np.int32)
+    np.maximum.at(days, m.group, found.days_off.astype(np.int32))
+    return {"scanners": scanners, "known": pa.array(count), "days_off": pa.array(days, mask=count == 0)}
+
+
+def origins(clusters: pa.Table, period: str, names_of: Callable[[Ints], pa.Array]) -> pa.Table:
+    """Columns period, cluster and names: for each cluster the most common names of its sources.
+
+    `names_of` gives a name, or null, for each of many addresses.
+    """
+    numbers, group = np.unique(_numpy(clusters["cluster"]), return_inverse=True)
+    pairs = np.unique(_pack(group.astype(np.int64), _numpy(clusters["src"])))
+    group, src = pairs >> 32, pairs & 0xFFFFFFFF
+    names, _ = _names(group, src, names_of(src), len(numbers), schema.LABEL)
+    return pa.table(
+        {"period": pa.repeat(pa.scalar(period), len(numbers)), "cluster": numbers, "names": names}
+    )
+
+
+def _names(
+    group: Ints, src: Ints, column: pa.Array | pa.ChunkedArray, size: int, item: pa.StructType
+) -> tuple[pa.Array, Ints]:
+    """Per group the names that most of its sources have, as a list of `item`, and how many have any."""
     names = pc.unique(column.drop_null())
     names = names.take(pc.array_sort_indices(names))
     n_names = max(len(names), 1)
     code = pc.fill_null(pc.index_in(column, value_set=names), -1).to_numpy().astype(np.int64)
     known = code >= 0
-    pairs, pair = np.unique(_pack(m.group[known], m.src[known]), return_inverse=True)
-    triples = np.unique(pair * n_names + code[known])  # a source may carry several labels
-    group = pairs[triples // n_names] >> 32
-    keys, counts = _count(group * n_names + triples % n_names)
-    picked, offsets = _top(keys // n_names, counts, keys, m.size, TOP)
+    pairs, pair = np.unique(_pack(group[known], src[known]), return_inverse=True)
+    triples = np.unique(pair * n_names + code[known])  # a source may carry several names
+    keys, counts = _count((pairs[triples // n_names] >> 32) * n_names + triples % n_names)
+    picked, offsets = _top(keys // n_names, counts, keys, size, TOP)
     fields = [names.take(pa.array(keys[picked] % n_names)), pa.array(counts[picked])]
-    labels = pa.ListArray.from_arrays(offsets, pa.StructArray.from_arrays(fields, fields=list(schema.LABEL)))
-    return {"labels": labels, "labelled": np.bincount(pairs >> 32, minlength=m.size)}
+    listed = pa.ListArray.from_arrays(offsets, pa.StructArray.from_arrays(fields, fields=list(item)))
+    return listed, np.bincount(pairs >> 32, minlength=size)
 
 
 def _share(m: _Members, name: str) -> pa.Array:

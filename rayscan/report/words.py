@@ -12,6 +12,10 @@ from typing import Any
 NONE = "–"
 PROTOCOLS = {1: "icmp", 2: "igmp", 6: "tcp", 17: "udp", 47: "gre", 58: "icmpv6", 132: "sctp"}
 TOOLS = {"zmap": "ZMap", "masscan": "masscan", "mirai": "Mirai"}
+ZMAP_RANDOM = datetime(2024, 3, 1, tzinfo=UTC)
+"""From then on ZMap draws its IP id at random (4.1.0, zmap/zmap#798)."""
+MIRAI_SEEN = datetime(2016, 8, 1, tzinfo=UTC)
+"""Mirai's first scans (Antonakakis et al., Understanding the Mirai Botnet, 2017)."""
 _UNITS = (
     ("day", 86_400_000_000),
     ("hour", 3_600_000_000),
@@ -20,6 +24,19 @@ _UNITS = (
     ("millisecond", 1_000),
     ("microsecond", 1),
 )
+
+
+def caution(tool: str, first: datetime | None, last: datetime | None) -> str:
+    """What the mark of a tool can mean in the years of the traffic."""
+    if tool == "masscan":
+        return "masscan's holds by chance for one packet in 65,536: a few such flows mean nothing."
+    if tool == "zmap" and last is not None and last >= ZMAP_RANDOM:
+        return (
+            "ZMap's is a fixed IP id that builds since March 2024 no longer send: its absence says nothing."
+        )
+    if tool == "mirai" and first is not None and first < MIRAI_SEEN:
+        return "Mirai's means nothing before August 2016, when Mirai appeared."
+    return ""
 
 
 def missing(value: Any) -> bool:
@@ -101,9 +118,14 @@ def address(value: int) -> str:
     return ".".join(str(value >> shift & 255) for shift in (24, 16, 8, 0))
 
 
+def protocol(number: int) -> str:
+    """'tcp', 'protocol 99'."""
+    return PROTOCOLS.get(number, f"protocol {number}")
+
+
 def port(proto: int | None, number: int | None) -> str:
     """'23/tcp'; for ICMP, whose port column holds the type, 'icmp type 8'."""
-    name = "unknown protocol" if proto is None or proto < 0 else PROTOCOLS.get(proto, f"protocol {proto}")
+    name = "unknown protocol" if proto is None or proto < 0 else protocol(proto)
     if number is None or number < 0:
         return f"{name}, no port"
     return f"{name} type {number}" if name.startswith("icmp") else f"{number}/{name}"

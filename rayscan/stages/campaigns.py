@@ -16,6 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from rayscan import planning, schema
+from rayscan.captures.scanners import Scanners
 from rayscan.clustering.campaigns import Campaigns, Step, follow
 from rayscan.clustering.objective import cluster_sums
 from rayscan.config import RunConfig
@@ -24,6 +25,7 @@ from rayscan.progress import track
 from rayscan.report.summary import summarise
 from rayscan.stages.cluster import find_threshold
 from rayscan.stages.commits import PeriodCommits
+from rayscan.stages.lists import scanners
 from rayscan.stages.session import run_tasks
 from rayscan.stages.similarity import vectors_of
 from rayscan.tables import CommitInfo, File, Workspace
@@ -69,11 +71,12 @@ def run(workspace: Workspace, config: RunConfig, model: Model, due: list[Unit], 
     counts = Counts()
     periods = [_files(workspace, model, unit) for unit in due]
 
-    def work(period: _Period) -> _Described:
-        return _describe(workspace, period)
+    def work(period: _Period, known: Scanners | None = None) -> _Described:
+        return _describe(workspace, period, known)
 
+    options: dict[str, Any] = {"cpus": config.resources.cluster_cpus, "shared": scanners(workspace, config)}
     with track("campaigns", len(due), "periods") as advance:
-        for period, found in run_tasks(work, periods, cpus=config.resources.cluster_cpus, ordered=True):
+        for period, found in run_tasks(work, periods, ordered=True, **options):
             unit, name = period.unit, period.unit.key["period"]
             known = [row for row in before if _goes_on(row, config.campaigns.remember)]
             step = follow(_campaigns(known), name, found.keys, found.sums, found.sizes, threshold)
@@ -118,10 +121,10 @@ def _files(workspace: Workspace, model: Model, unit: Unit) -> _Period:
     )
 
 
-def _describe(workspace: Workspace, period: _Period) -> _Described:
+def _describe(workspace: Workspace, period: _Period, known: Scanners | None) -> _Described:
     clusters = workspace.table("clusters").read_files(period.unit.files)
     sequences = workspace.table("sequences").read_files(period.sequences)
-    summary = summarise(sequences, clusters, period.unit.key["period"]).drop_columns(["period"])
+    summary = summarise(sequences, clusters, period.unit.key["period"], known).drop_columns(["period"])
     k = summary.num_rows
     ids, labels = clusters["sequence_id"].to_numpy(), clusters["cluster"].to_numpy()
     keys = np.full(k, np.iinfo(np.int64).max)

@@ -1,7 +1,8 @@
 """Embeddings to clusters, one period at a time: `clustering.solve_blocked` with Ray tasks as its map.
 
 Tasks get the place of their rows and read the vectors themselves. The driver holds labels and the sums of
-clusters, and commits a period's rows at once.
+clusters, and commits a period's rows at once. A period whose embeddings are damaged fails and says where; the
+others are clustered all the same.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import ray
 from numpy.typing import NDArray
 
 from rayscan import schema
-from rayscan.clustering import Clusters, calibrate, solve_blocked, weights
+from rayscan.clustering import Clusters, calibrate, products_on, solve_blocked, weights
+from rayscan.clustering.objective import check_embeddings
 from rayscan.config import RunConfig, digest
+from rayscan.errors import ConfigError, DataError, FormatError, RayscanError
 from rayscan.evaluation.splits import VALIDATION
 from rayscan.planning import Model, Unit
 from rayscan.progress import say, track
@@ -49,14 +53,23 @@ def run(workspace: Workspace, config: RunConfig, model: Model, due: list[Unit], 
     commits = PeriodCommits(workspace, "clusters", due, info)
     threshold, _ = find_threshold(workspace, config, model)
     counts = Counts(threshold=threshold)
+    failures: list[RayscanError] = []
     with track("cluster", len(due), "periods") as advance:
         for unit in due:
-            files, clusters = _solve_period(workspace, config, unit, threshold)
+            try:
+                files, clusters = _solve_period(workspace, config, unit, threshold)
+            except (DataError, FormatError) as error:
+                failures.append(error)
+                advance(1, f"{unit.key['period']}: failed")
+                continue
             commits.add(unit, files)
             counts.periods += 1
             counts.sequences += sum(file.rows for file in files)
             counts.clusters += clusters
             advance(1, f"{unit.key['period']}: {clusters:,} clusters")
+    if failures:
+        more = f" ({len(failures) - 1} other periods failed too)" if len(failures) > 1 else ""
+        raise DataError(f"{failures[0]}{more}")
     return counts
 
 
@@ -90,14 +103,23 @@ def _solve_period(
     blocks = _blocks(unit.files, config.cluster.block_sequences)
     if not blocks:
         return [], 0
-    solution = solve_blocked(
-        partial(_load, workspace, blocks),
-        len(blocks),
-        threshold,
-        seed=config.cluster.seed,
-        max_rounds=config.cluster.max_rounds,
-        map=_ray_map(config.resources.cluster_cpus),
-    )
+    try:
+        solution = solve_blocked(
+            partial(_load, workspace, blocks),
+            len(blocks),
+            threshold,
+            seed=config.cluster.seed,
+            max_rounds=config.cluster.max_rounds,
+            least_gain=config.cluster.least_gain,
+            map=_ray_map(config),
+        )
+    except DataError as error:
+        raise _located(workspace, blocks, error) from None
+    if solution.left > config.cluster.least_gain:
+        say(
+            f"cluster: {unit.key['period']} stopped after cluster.max_rounds = {solution.rounds}; "
+            f"the last round still raised the objective by {solution.left:.3%}"
+        )
     write = partial(_write, workspace, unit.key, threshold)
     items = list(zip(blocks, solution.labels, strict=True))
     clusters = solution.clusters
@@ -114,19 +136,46 @@ def _blocks(files: Iterable[File], size: int) -> list[_Block]:
 
 
 def _load(workspace: Workspace, blocks: Sequence[_Block], number: int) -> NDArray[np.float32]:
-    block = blocks[number]
-    rows = workspace.table("embeddings").read_rows(block.file, block.start, block.stop, ("vector",))
-    return vectors_of(rows)
+    return vectors_of(_read(workspace, blocks[number], ("vector",)))
 
 
-def _ray_map(cpus: float) -> Callable[[Callable[[Any, Any], Any], Sequence[Any], Any], Iterable[Any]]:
+def _read(workspace: Workspace, block: _Block, columns: Sequence[str]) -> pa.Table:
+    try:
+        return workspace.table("embeddings").read_rows(block.file, block.start, block.stop, columns)
+    except (OSError, pa.ArrowException) as error:
+        path = workspace.url(f"embeddings/{block.file.path}")
+        raise FormatError(path, f"cannot be read ({error})") from None
+
+
+def _located(workspace: Workspace, blocks: Sequence[_Block], error: DataError) -> DataError:
+    """What is wrong with the vectors, with the file: tasks check them but know no files."""
+    for number, block in enumerate(blocks):
+        try:
+            check_embeddings(_load(workspace, blocks, number))
+        except DataError as found:
+            path = workspace.url(f"embeddings/{block.file.path}")
+            return DataError(f"{path}, rows from {block.start} on: {found}")
+    return error
+
+
+def _ray_map(config: RunConfig) -> Callable[[Callable[[Any, Any], Any], Sequence[Any], Any], Iterable[Any]]:
     """The parallel map that the solver asks for: results in the order of the items."""
+    resources, where = config.resources, config.cluster.device
+    gpus = 0 if where == "cpu" else resources.cluster_gpus or float(where == "cuda")
+    device = "cuda" if gpus else None
+    there = ray.cluster_resources().get("GPU", 0) if gpus else 0
+    if gpus > there:
+        raise ConfigError(
+            f"a clustering task asks for {gpus:g} GPUs and Ray has {there:g}: set cluster.device=cpu"
+        )
 
     def ray_map(task: Callable[[Any, Any], Any], items: Sequence[Any], shared: Any) -> Iterable[Any]:
         def work(item: Any, common: tuple[Any]) -> Any:
-            return task(item, common[0])
+            with products_on(device):
+                return task(item, common[0])
 
-        for _, result in run_tasks(work, items, cpus=cpus, ordered=True, shared=(shared,)):
+        options: dict[str, Any] = {"cpus": resources.cluster_cpus, "gpus": gpus}
+        for _, result in run_tasks(work, items, **options, ordered=True, shared=(shared,)):
             yield result
 
     return ray_map
@@ -141,7 +190,7 @@ def _write(
 ) -> File:
     block, labels = item
     columns = ("sequence_id", "src", "vector")
-    rows = workspace.table("embeddings").read_rows(block.file, block.start, block.stop, columns)
+    rows = _read(workspace, block, columns)
     own, best = weights(vectors_of(rows), labels, clusters, threshold)
     table = pa.table(
         {

@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from rayscan.captures.scanners import Scanners
 from rayscan.config import RunConfig
 from rayscan.evaluation import protocol
 from rayscan.evaluation.splits import PART_NAMES, UNSEEN_SEQUENCES, UNSEEN_SOURCES, VALIDATION
@@ -13,6 +14,7 @@ from rayscan.methods.floors import port_vectors
 from rayscan.planning import Model, config_hash, run_file
 from rayscan.progress import say, track
 from rayscan.stages.cluster import find_threshold
+from rayscan.stages.lists import label_lists, relabelled
 from rayscan.stages.session import run_tasks
 from rayscan.stages.similarity import Sample, sample_parts
 from rayscan.tables import File, Workspace
@@ -22,12 +24,13 @@ _PARTS = (UNSEEN_SEQUENCES, UNSEEN_SOURCES, VALIDATION)
 
 def run(workspace: Workspace, config: RunConfig, model: Model, made_from: str) -> dict[str, Any]:
     """Evaluate and write `evaluation.json`. Returns the figures that head the report."""
-    samples = sample_parts(workspace, config, model, _PARTS)
+    known = label_lists(workspace, config)
+    samples = sample_parts(workspace, config, model, _PARTS, known)
     threshold, calibration = find_threshold(workspace, config, model)
     evaluation = protocol.evaluate(
         {PART_NAMES[part]: _part_data(sample) for part, sample in samples.items()},
         config.evaluate,
-        _clusters(workspace, config),
+        _clusters(workspace, config, known),
     )
     for part, sample in samples.items():
         found = evaluation["parts"][PART_NAMES[part]]
@@ -42,6 +45,7 @@ def run(workspace: Workspace, config: RunConfig, model: Model, made_from: str) -
             "how": "auto" if calibration else "given",
             "calibration": calibration,
         },
+        "labels_from": "captures" if known is None else "scanner lists",
         **evaluation,
     }
     workspace.write_json(run_file(config, "evaluation.json"), result)
@@ -61,7 +65,9 @@ def _part_data(sample: Sample) -> protocol.PartData:
     )
 
 
-def _clusters(workspace: Workspace, config: RunConfig) -> dict[str, protocol.ClusterData]:
+def _clusters(
+    workspace: Workspace, config: RunConfig, known: Scanners | None
+) -> dict[str, protocol.ClusterData]:
     """Every period's clusters with the labels of their sequences; a task joins one period."""
     periods: dict[str, tuple[list[File], list[File]]] = {}
     for file in workspace.table("clusters").files({"run": config.run}):
@@ -70,15 +76,17 @@ def _clusters(workspace: Workspace, config: RunConfig) -> dict[str, protocol.Clu
         if file.key["period"] in periods:
             periods[file.key["period"]][1].append(file)
 
-    def work(item: tuple[str, tuple[list[File], list[File]]]) -> protocol.ClusterData:
+    def work(
+        item: tuple[str, tuple[list[File], list[File]]], known: Scanners | None = None
+    ) -> protocol.ClusterData:
         _, (clusters, sequences) = item
         rows = workspace.table("clusters").read_files(clusters, ("sequence_id", "src", "cluster"))
-        labels = workspace.table("sequences").read_files(sequences, ("sequence_id", "label"))
-        return _cluster_data(rows, labels)
+        labels = workspace.table("sequences").read_files(sequences, ("sequence_id", "src", "start", "label"))
+        return _cluster_data(rows, relabelled(labels, known).select(["sequence_id", "label"]))
 
     found = {}
     with track("evaluate", len(periods), "periods of clusters") as advance:
-        for (period, _), data in run_tasks(work, periods.items(), ordered=True):
+        for (period, _), data in run_tasks(work, periods.items(), ordered=True, shared=known):
             found[period] = data
             advance(1, period)
     return found

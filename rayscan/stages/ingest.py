@@ -4,7 +4,9 @@ There is no shuffle. A task holds a bounded number of rows, sorts them into buck
 file when the buffer is full; the driver commits what many tasks wrote at once. A capture is known by the hash
 of its content: delivered twice it counts once, delivered corrected it takes the old one's place.
 
-Whatever cannot be read becomes rows of `rejects`; an error in one file never touches another.
+Whatever cannot be read becomes rows of `rejects`; an error in one file never touches another. What could be
+read of a damaged file counts. A file that storage did not give, or that changed while it was read, is not
+committed: what was known of it stays, and the next run reads it again.
 """
 
 from __future__ import annotations
@@ -12,27 +14,30 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.fs as pafs
 
 from rayscan import schema
 from rayscan.captures.columns import Reject, merge_rejects
 from rayscan.captures.detect import read_capture
 from rayscan.config import IngestConfig, RunConfig
-from rayscan.errors import FormatError, RayscanError
+from rayscan.errors import FormatError, RayscanError, why
 from rayscan.keys import bucket_of, period_of
-from rayscan.planning import CaptureFile, ingest_version
-from rayscan.progress import track
+from rayscan.planning import PIPE, CaptureFile, ingest_version
+from rayscan.progress import say, track
+from rayscan.stages.admission import Admit, admission, check_key
 from rayscan.stages.session import run_tasks
 from rayscan.tables import CommitInfo, File, Table, Workspace, filesystem, key_name
 
 _COMMIT_EVERY_S = 20.0
 _COMMIT_CAPTURES = 64
+_MANY_FILES, _SMALL_BYTES = 5_000, 100_000
 
 
 @dataclass
@@ -47,24 +52,31 @@ class Ingested:
     first: datetime | None = None
     last: datetime | None = None
     rejects: list[Reject] = field(default_factory=list)
+    ended: Reject | None = None  # why nothing was read, or nothing more
     written: list[File] = field(default_factory=list)
     finished: bool = True  # False: something outside the file failed, so the next run tries again
 
-    @property
-    def rows_lost(self) -> int:
-        return sum(reject.count for reject in self.rejects if reject.rows_lost)
+    def lost(self, kind: str) -> int:
+        """Rows of one kind of `schema.LOST`."""
+        return sum(reject.count for reject in self.rejects if reject.lost == kind)
+
+    def end(self, reason: str, offset: int | None = None, finished: bool = True) -> None:
+        self.ended, self.finished = Reject(reason, offset, 1), finished
 
 
 @dataclass
 class Counts:
     captures: int = 0
-    same: int = 0
+    same_content: int = 0  # as another capture: skipped
     flows: int = 0
-    rejected: int = 0
+    rejected: int = 0  # rows that could not be read
+    left_out: int = 0  # rows that are no flows, or not by the settings
+    incomplete: int = 0  # captures that were not read, or not to their end
 
 
 def run(workspace: Workspace, config: RunConfig, due: list[CaptureFile], info: CommitInfo) -> Counts:
     """Read the captures that are due and commit their flows. Returns what was read."""
+    check_key(workspace, config.ingest)
     counts = Counts()
     ledger = _Ledger(workspace, ingest_version(config), info)
     resources = config.resources
@@ -87,7 +99,21 @@ def run(workspace: Workspace, config: RunConfig, due: list[CaptureFile], info: C
                 batch, since = [], time.monotonic()
             advance(1, f"{read:,} flows")
         ledger.commit(batch, counts)
+    if advice := advice_on(workspace.table("flows").files()):
+        say(advice)
     return counts
+
+
+def advice_on(files: list[File]) -> str | None:
+    """What to say of flows in many small files: a file costs as much time as some thousand flows."""
+    size = sum(file.bytes for file in files) / max(len(files), 1)
+    if len(files) < _MANY_FILES or size > _SMALL_BYTES:
+        return None
+    return (
+        f"flows lie in {len(files):,} files of {size / 1e3:.0f} kB on average, and opening them takes most "
+        "of the time; a new workspace with a smaller ingest.n_buckets, or captures that were put together "
+        "before, would be faster"
+    )
 
 
 # ---------------------------------------------------------------------------------------------
@@ -98,23 +124,32 @@ def run(workspace: Workspace, config: RunConfig, due: list[CaptureFile], info: C
 def ingest_file(workspace: Workspace, file: CaptureFile, config: RunConfig) -> Ingested:
     """Read one capture and write its flows, without committing them. Never raises for a bad file."""
     result = Ingested(file)
+    admit = admission(workspace, config)
     try:
         fs, path = filesystem(file.path)
+        before = fs.get_file_info(path)
+        if before.type == pafs.FileType.Unknown:
+            result.end(PIPE)
+            return result
         with fs.open_input_file(path) as stream:
+            result.file = replace(file, bytes=stream.size(), modified=before.mtime)
             result.capture = _content_hash(stream)
             stream.seek(0)
-            _read(stream, workspace.table("flows"), config, result)
-    except FormatError as error:
-        result.rejects.append(Reject(error.reason, error.offset, 1))
-    except RayscanError as error:  # the file does not fit the settings
-        result.rejects.append(Reject(str(error), None, 1))
+            _read_to_end(stream, workspace.table("flows"), config, admit, result)
+            if _state(fs, path) != (stream.size(), before.mtime_ns, stream.metadata().get(b"ETag")):
+                result.end("changed while it was read: not taken; the next run reads it again", None, False)
     except OSError as error:
-        result.rejects.append(Reject(f"cannot be read: {error.strerror or error}", None, 1))
-        result.finished = False
+        result.end(f"cannot be read: {why(error)}", None, False)
     except Exception as error:  # a reader that fails on one file must not take the others along
-        result.rejects.append(Reject(f"reader failed: {type(error).__name__}: {error}", None, 1))
-        result.finished = False
+        result.end(f"reader failed: {type(error).__name__}: {error}", None, False)
     return result
+
+
+def _state(fs: pafs.FileSystem, path: str) -> tuple[int, int | None, bytes | None]:
+    """What tells one content of a path from another without reading it; the last is S3's own hash."""
+    info = fs.get_file_info(path)
+    with fs.open_input_file(path) as stream:
+        return stream.size(), info.mtime_ns, stream.metadata().get(b"ETag")
 
 
 def _content_hash(stream: BinaryIO) -> str:
@@ -124,7 +159,16 @@ def _content_hash(stream: BinaryIO) -> str:
     return hasher.hexdigest()
 
 
-def _read(stream: BinaryIO, table: Table, config: RunConfig, result: Ingested) -> None:
+def _read_to_end(stream: BinaryIO, table: Table, config: RunConfig, admit: Admit, result: Ingested) -> None:
+    try:
+        _read(stream, table, config, admit, result)
+    except FormatError as error:
+        result.end(error.reason, error.offset)
+    except RayscanError as error:  # the file does not fit the settings
+        result.end(str(error).removeprefix(f"{result.file.path}: "))
+
+
+def _read(stream: BinaryIO, table: Table, config: RunConfig, admit: Admit, result: Ingested) -> None:
     def write(rows: pa.Table, period: str, bucket: int) -> None:
         prefix = f"{result.capture}-{len(result.written):05d}"
         result.written.append(table.write(rows, {"period": period, "bucket": bucket}, prefix))
@@ -132,7 +176,7 @@ def _read(stream: BinaryIO, table: Table, config: RunConfig, result: Ingested) -
     buckets = _Buckets(config.ingest, write)
     result.format, batches = read_capture(stream, result.file.path, config.captures, config.ingest.batch_rows)
     try:
-        for batch in batches:
+        for batch in map(admit, batches):
             result.rejects = merge_rejects([*result.rejects, *batch.rejects])
             result.duplicates += batch.duplicates
             flows = batch.flows
@@ -216,18 +260,22 @@ class _Ledger:
         if not batch:
             return
         same = self._commit_flows(batch)
+        told = [result for result in batch if result.file.path not in same]
+        rejects = pa.Table.from_pylist([row for r in told for row in _reject_rows(r)], schema.REJECTS)
+        self.rejects.replace_rows("path", [result.file.path for result in batch], rejects, self.info)
         rows = [self._capture_row(result, same) for result in batch if result.finished]
-        paths = [result.file.path for result in batch]
-        self.rejects.replace_rows("path", paths, _reject_rows(batch), self.info)
-        self.captures.replace_rows("path", paths, pa.Table.from_pylist(rows, schema.CAPTURES), self.info)
-        for result in batch:
-            counts.captures += 1
-            counts.same += result.file.path in same
-            counts.flows += 0 if result.file.path in same else result.flows
-            counts.rejected += result.rows_lost
+        captures = pa.Table.from_pylist(rows, schema.CAPTURES)
+        self.captures.replace_rows("path", captures["path"].to_pylist(), captures, self.info)
+        for row in rows:
+            counts.same_content += row["path"] in same
+            counts.flows += row["flows"]
+            counts.rejected += row["rejects"]
+            counts.left_out += row["left_out"]
+        counts.captures += len(batch)
+        counts.incomplete += sum(result.ended is not None for result in told)
 
     def _commit_flows(self, batch: list[Ingested]) -> dict[str, str]:
-        """One commit of all new content; path -> the path whose content is the same, for the others."""
+        """One commit of all new content; path -> the path whose flows are the same, for the others."""
         stored = self.flows.done([{"capture": result.capture} for result in batch])
         claimed = {capture: path for path, capture in self.known.items()}
         same: dict[str, str] = {}
@@ -239,9 +287,10 @@ class _Ledger:
             name = key_name({"capture": capture})
             self._release(path, capture, gone, done)
             self.known[path] = capture
-            if claimed.setdefault(capture, path) != path and (name in done or stored[name] == self.version):
+            there = name in done or stored[name] == self.version
+            if claimed.setdefault(capture, path) != path and there and result.flows:
                 same[path] = claimed[capture]
-            elif name not in done and stored[name] != self.version:
+            elif not there:
                 claimed[capture] = path
                 gone.add(capture)  # read with other settings before
                 new += result.written
@@ -269,7 +318,8 @@ class _Ledger:
             "modified": result.file.modified,
             "format": f"same content as {twin}" if twin else result.format,
             "flows": 0 if twin else result.flows,
-            "rejects": 0 if twin else result.rows_lost,
+            "rejects": 0 if twin else result.lost("rows"),
+            "left_out": 0 if twin else result.lost("left out"),
             "duplicates": 0 if twin else result.duplicates,
             "first": result.first,
             "last": result.last,
@@ -280,16 +330,21 @@ def _capture_of(file: File) -> str:
     return file.path.rpartition("/")[2].partition("-")[0]
 
 
-def _reject_rows(batch: list[Ingested]) -> pa.Table:
-    rows = [
+def _reject_rows(result: Ingested) -> list[dict[str, Any]]:
+    found = [(reject.lost, reject) for reject in result.rejects]
+    if not result.finished:  # nothing of it is committed
+        found = []
+    if result.ended is not None:
+        nothing = not result.finished or not (result.flows or result.rejects)
+        found.append(("file" if nothing else "rest", result.ended))
+    return [
         {
             "capture": result.capture,
             "path": result.file.path,
             "offset": reject.offset,
             "reason": reject.reason,
             "count": reject.count,
+            "lost": lost,
         }
-        for result in batch
-        for reject in result.rejects
+        for lost, reject in found
     ]
-    return pa.Table.from_pylist(rows, schema.REJECTS)

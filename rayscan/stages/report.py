@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -11,15 +11,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from rayscan import planning
+from rayscan.captures.origins import SYSTEMS, AsNumbers, MaxMind
 from rayscan.config import RunConfig, as_yaml
+from rayscan.errors import ConfigError
 from rayscan.evaluation.projection import pca_2d
 from rayscan.keys import uniform
 from rayscan.planning import Model, run_file
 from rayscan.progress import track
 from rayscan.report.page import PERIODS, ReportData, render
-from rayscan.report.summary import SUMMARY, activity, usual_port
+from rayscan.report.summary import SUMMARY, activity, origins, usual_port
+from rayscan.stages.lists import HIDDEN, overview, read_whole
 from rayscan.stages.session import run_tasks
 from rayscan.stages.similarity import vectors_of
 from rayscan.tables import File, Workspace
@@ -39,12 +43,21 @@ class _Period:
 
 
 @dataclass(frozen=True)
+class _Places:
+    """What tells where addresses are; a database is opened by each task, since it cannot travel."""
+
+    systems: AsNumbers | None
+    mmdb: str | None
+
+
+@dataclass(frozen=True)
 class _Summary:
     """What the report shows of a period."""
 
     facts: dict[str, Any]
     activity: pa.Table
     points: pa.Table  # with their vectors
+    origins: dict[str, pa.Table]
 
 
 def run(workspace: Workspace, config: RunConfig, model: Model, made_from: str) -> dict[str, Any]:
@@ -53,12 +66,14 @@ def run(workspace: Workspace, config: RunConfig, model: Model, made_from: str) -
     total = sum(file.rows for period in periods for file in period.embeddings)
     share = min(1.0, config.report.max_points / max(total, 1))
 
-    def work(period: _Period) -> _Summary:
-        return _summarise(workspace, period, share)
+    places = _places(workspace, config)
+
+    def work(period: _Period, places: _Places | None = None) -> _Summary:
+        return _summarise(workspace, period, share, places)
 
     summaries = []
     with track("report", len(periods), "periods") as advance:
-        for period, summary in run_tasks(work, periods, ordered=True):
+        for period, summary in run_tasks(work, periods, ordered=True, shared=places):
             summaries.append(summary)
             advance(1, period.name)
     page = render(_data(workspace, config, model, summaries))
@@ -84,7 +99,7 @@ def _periods(workspace: Workspace, config: RunConfig, model: Model) -> list[_Per
     return [_Period(name, **found[name]) for name in sorted(found)]
 
 
-def _summarise(workspace: Workspace, period: _Period, share: float) -> _Summary:
+def _summarise(workspace: Workspace, period: _Period, share: float, places: _Places | None) -> _Summary:
     sequences = workspace.table("sequences").read_files(period.sequences)
     clusters = workspace.table("clusters").read_files(period.clusters)
     src = workspace.table("flows").read_files(period.flows, ("src",))["src"]
@@ -100,7 +115,32 @@ def _summarise(workspace: Workspace, period: _Period, share: float) -> _Summary:
         facts,
         activity(sequences, clusters, period.name),
         _points(workspace, period, sequences, clusters, share),
+        {title: origins(clusters, period.name, names) for title, names in _namers(places).items()},
     )
+
+
+def _places(workspace: Workspace, config: RunConfig) -> _Places | None:
+    """What report.pfx2as and report.mmdb name. Raises before any work where they cannot be used."""
+    given = config.report
+    if given.pfx2as is None and given.mmdb is None:
+        return None
+    if workspace.addresses != "raw":
+        raise ConfigError(f"report.pfx2as and report.mmdb: {HIDDEN}")
+    systems = None if given.pfx2as is None else AsNumbers(read_whole(given.pfx2as), given.pfx2as)
+    found = _Places(systems, given.mmdb)
+    _namers(found)
+    return found
+
+
+def _namers(places: _Places | None) -> dict[str, Callable[[NDArray[np.int64]], pa.Array]]:
+    """What names addresses, by the title of the names."""
+    found: dict[str, Callable[[NDArray[np.int64]], pa.Array]] = {}
+    if places is not None and places.mmdb is not None:
+        database = MaxMind(places.mmdb)
+        found[database.title] = database
+    if places is not None and places.systems is not None:
+        found[SYSTEMS] = places.systems
+    return found
 
 
 def _points(
@@ -129,7 +169,6 @@ def _thin(table: pa.Table, share: float) -> pa.Table:
 def _data(workspace: Workspace, config: RunConfig, model: Model, summaries: list[_Summary]) -> ReportData:
     evaluation = workspace.read_json(run_file(config, "evaluation.json"))
     campaigns = workspace.table("campaigns").read({"run": config.run}, [*SUMMARY.names, "campaign", "event"])
-    metrics = workspace.read_bytes(f"{model.folder}/metrics.parquet")
     return ReportData(
         title=config.report.title,
         generated=datetime.now(UTC),
@@ -143,12 +182,26 @@ def _data(workspace: Workspace, config: RunConfig, model: Model, summaries: list
         clusters=campaigns.filter(pc.is_valid(campaigns["cluster"])),
         activity=_stack(summary.activity for summary in summaries),
         evaluation=evaluation,
-        training=pq.read_table(pa.BufferReader(metrics)),
+        training=_curve(workspace, model),
         threshold=(evaluation or {}).get("threshold", {}),
         points=_map(_stack(summary.points for summary in summaries)),
         show_sources=config.report.show_sources,
         max_clusters=config.report.max_clusters,
+        lists=None if workspace.addresses != "raw" else overview(workspace),
+        tolerance_days=config.scanners.tolerance_days,
+        origins={
+            title: _stack(summary.origins[title] for summary in summaries)
+            for title in (summaries[0].origins if summaries else ())
+        },
     )
+
+
+def _curve(workspace: Workspace, model: Model) -> pa.Table | None:
+    """The training curve, which a model from elsewhere need not bring along."""
+    try:
+        return pq.read_table(pa.BufferReader(workspace.read_bytes(f"{model.folder}/metrics.parquet")))
+    except FileNotFoundError:
+        return None
 
 
 def _stack(tables: Iterable[pa.Table]) -> pa.Table:

@@ -17,7 +17,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from rayscan.config import ResourcesConfig
-from rayscan.errors import RayscanError
+from rayscan.errors import ConfigError, RayscanError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -75,6 +75,20 @@ def share_of_cores(asked: int, workers: int, cpus: float) -> int:
     return max(1, len(os.sched_getaffinity(0)) // workers if single_machine() else int(cpus))
 
 
+def check_room(cpus: float, gpus: float, processes: int = 1) -> None:
+    """Raise ConfigError if so many processes can never run at once: Ray would wait for ever, without a word.
+
+    A cluster may grow, so only a single machine is asked.
+    """
+    have = ray.cluster_resources()
+    for name, each in (("CPU", cpus), ("GPU", gpus)):
+        if single_machine() and each * processes > have.get(name, 0):
+            raise ConfigError(
+                f"{processes} processes with {each:g} {name} each (resources.*) do not fit: this Ray has "
+                f"{have.get(name, 0):g} {name}; ask for less, or set resources.local_cpus"
+            )
+
+
 def single_machine() -> bool:
     return len(ray.nodes()) == 1
 
@@ -88,6 +102,7 @@ def run_tasks(
     items: Iterable[T],
     *,
     cpus: float = 1,
+    gpus: float = 0,
     memory_mb: int = 0,
     ordered: bool = False,
     shared: Any = None,
@@ -100,6 +115,8 @@ def run_tasks(
     times); a RayscanError in a task is raised here as itself.
     """
     options: dict[str, Any] = {"num_cpus": cpus, "max_retries": 3}
+    if gpus:
+        options["num_gpus"] = gpus
     if memory_mb:
         options["memory"] = memory_mb * 2**20
 

@@ -16,16 +16,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from rayscan.captures.scanners import Scanners
 from rayscan.config import EvaluateConfig, RunConfig, SplitConfig
 from rayscan.errors import DataError
 from rayscan.evaluation.protocol import sample_rows
 from rayscan.evaluation.splits import part_of
 from rayscan.planning import Model
 from rayscan.progress import track
+from rayscan.stages.lists import relabelled
 from rayscan.stages.session import run_tasks
 from rayscan.tables import File, Workspace
 
-_COLUMNS = ("sequence_id", "src", "index", "sequences", "length", "label", "proto", "dst_port")
+_COLUMNS = ("sequence_id", "src", "index", "sequences", "start", "length", "label", "proto", "dst_port")
 
 
 @dataclass(frozen=True)
@@ -51,18 +53,25 @@ class _Bucket:
 
 
 def sample_parts(
-    workspace: Workspace, config: RunConfig, model: Model, parts: Sequence[int]
+    workspace: Workspace,
+    config: RunConfig,
+    model: Model,
+    parts: Sequence[int],
+    known: Scanners | None = None,
 ) -> dict[int, Sample]:
-    """A sample of each of these parts (positions in `splits.PART_NAMES`) with its embeddings."""
+    """A sample of each of these parts (positions in `splits.PART_NAMES`) with its embeddings.
+
+    With `known`, labels are the organisations of known scanners in place of what captures say.
+    """
     buckets = _buckets(workspace, model)
     split, settings = config.split, config.evaluate
 
-    def work(bucket: _Bucket) -> dict[int, Sample]:
-        return _sample_bucket(workspace, bucket, parts, split, settings)
+    def work(bucket: _Bucket, known: Scanners | None = None) -> dict[int, Sample]:
+        return _sample_bucket(workspace, bucket, parts, split, settings, known)
 
     found: dict[int, list[Sample]] = {part: [] for part in parts}
     with track("sample", len(buckets), "buckets") as advance:
-        for _, samples in run_tasks(work, buckets, cpus=config.resources.embed_cpus):
+        for _, samples in run_tasks(work, buckets, cpus=config.resources.embed_cpus, shared=known):
             for part, sample in samples.items():
                 found[part].append(sample)
             advance(1, "")
@@ -91,8 +100,9 @@ def _sample_bucket(
     parts: Sequence[int],
     split: SplitConfig,
     settings: EvaluateConfig,
+    known: Scanners | None,
 ) -> dict[int, Sample]:
-    table = workspace.table("sequences").read_files(bucket.sequences, _COLUMNS)
+    table = relabelled(workspace.table("sequences").read_files(bucket.sequences, _COLUMNS), known)
     embedded = workspace.table("embeddings").read_files(bucket.embeddings, ("sequence_id", "vector"))
     if not np.array_equal(embedded["sequence_id"].to_numpy(), table["sequence_id"].to_numpy()):
         raise DataError(

@@ -3,43 +3,56 @@
 Every worker reads the sequence files by itself (Ray Data's dataset shards starved and were far slower:
 docs/ray.md). Checkpoints go to the workspace's storage; a worker that dies, or a run that is started again,
 goes on from the last one. Process 0 writes the finished artefact, whose last file makes it exist.
+
+An error that would come again (bad data, a loss that is not finite, a full disk) ends training at once: the
+worker sends it to the driver and returns, because Ray Train would restart it as if a machine had been lost.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import tempfile
 import threading
+import time
 from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import torch
 from ray import train as ray_train
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, ScalingConfig
+from ray.exceptions import ActorDiedError
+from ray.train import Checkpoint, CheckpointConfig, ControllerError, FailureConfig, ScalingConfig
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Empty, Queue
 
 from rayscan import planning
 from rayscan.config import RunConfig
-from rayscan.errors import DataError, RayscanError
+from rayscan.errors import DataError, ModelError, RayscanError
 from rayscan.model import artefact
+from rayscan.model.encoder import Encoder
 from rayscan.model.features import Sequences, columns_for
-from rayscan.model.fit import FitResult, Metrics, TrainState, fit
+from rayscan.model.fit import READ_BACK, FitResult, Metrics, TrainState, fit, separation
 from rayscan.model.sampling import PairSampler, validation_sample
 from rayscan.progress import say, track
-from rayscan.stages.session import share_of_cores
+from rayscan.stages.session import check_room, share_of_cores, single_machine
 from rayscan.tables import File, Workspace
+from rayscan.tracking import tracked
 
 _STATE, _METRICS = "state.safetensors", "metrics.json"
+_DRIFT = "drift.json"
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass
@@ -48,6 +61,8 @@ class Counts:
     loss: float
     separation: float | None
     best_step: int
+    model: str
+    separation_of_start: float | None = None
 
 
 def run(workspace: Workspace, config: RunConfig, fresh: bool) -> Counts:
@@ -56,11 +71,18 @@ def run(workspace: Workspace, config: RunConfig, fresh: bool) -> Counts:
     if fresh:
         workspace.delete(f"models/{name}")
         workspace.delete(f"training/{name}")
+    check_room(config.resources.train_cpus, config.resources.train_gpus, config.train.workers)
     files = planning.training_files(workspace, config)
     queue = Queue(actor_options={"num_cpus": 0})
     trainer = _trainer(workspace, config, name, _Job(workspace, config, name, files, queue))
     try:
-        _fit_with_progress(trainer, queue, config.train.steps)
+        with _curve_folder(workspace, name) as folder:
+            told = {
+                part: getattr(config, part).model_dump(mode="json")
+                for part in ("sequences", "model", "train")
+            }
+            with tracked(config.train.trackers, name, told, folder) as log:
+                _fit_with_progress(trainer, queue, config, log)
     finally:
         queue.shutdown(force=True)
     workspace.delete(f"training/{name}")  # the checkpoints; the artefact is in models/
@@ -68,7 +90,42 @@ def run(workspace: Workspace, config: RunConfig, fresh: bool) -> Counts:
     if model is None:
         raise DataError("training ended without a model; run it again to go on from the last checkpoint")
     metrics = model.card["metrics"]
-    return Counts(config.train.steps, metrics["loss"], metrics.get("separation"), int(metrics["best_step"]))
+    _show_drift(workspace, model.folder)
+    return Counts(
+        config.train.steps,
+        metrics["loss"],
+        metrics.get("separation"),
+        int(metrics["best_step"]),
+        name,
+        metrics.get("separation of the model it began with"),
+    )
+
+
+@contextmanager
+def _curve_folder(workspace: Workspace, name: str) -> Iterator[str]:
+    """A local folder for TensorBoard's files: the model's own, or one that is uploaded there in the end."""
+    inner = f"models/{name}/tensorboard"
+    workspace.delete(inner)  # of a start that was killed: every start tells the whole curve
+    fs, path = workspace.location(inner)
+    if isinstance(fs, pafs.LocalFileSystem):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield folder
+        for file in Path(folder).iterdir():
+            workspace.write_bytes(f"{inner}/{file.name}", file.read_bytes())
+
+
+def _show_drift(workspace: Workspace, folder: str) -> None:
+    drift = workspace.read_json(f"{folder}/{_DRIFT}")
+    if drift is None:
+        return
+    figures = [drift[name] for name in ("then", "before", "after")]
+    then, before, after = ("not measured" if x is None else f"{x:.4f}" for x in figures)
+    say(
+        f"drift: model {drift['start']} separated unseen sources of its own data at {then}, "
+        f"of these periods at {before}; trained on, {after}"
+    )
 
 
 @dataclass(frozen=True)
@@ -103,14 +160,20 @@ def _trainer(workspace: Workspace, config: RunConfig, name: str, job: _Job) -> T
             name=name,
             storage_path=path,
             storage_filesystem=fs,
-            failure_config=FailureConfig(max_failures=settings.max_failures),
+            failure_config=FailureConfig(
+                max_failures=settings.max_failures,
+                # Else workers that die while they start are started for ever. A cluster gets time to grow.
+                controller_failure_limit=settings.max_failures if single_machine() else 20,
+            ),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
     )
 
 
-def _fit_with_progress(trainer: TorchTrainer, queue: Queue, steps: int) -> None:
-    """Run the trainer in a thread, and show what its first worker reports meanwhile."""
+def _fit_with_progress(
+    trainer: TorchTrainer, queue: Queue, config: RunConfig, log: Callable[[list[Metrics]], None]
+) -> None:
+    """Run the trainer in a thread, and show and `log` what its first worker reports meanwhile."""
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     failure: list[BaseException] = []
 
@@ -122,36 +185,75 @@ def _fit_with_progress(trainer: TorchTrainer, queue: Queue, steps: int) -> None:
 
     thread = threading.Thread(target=target, name="rayscan-train", daemon=True)
     thread.start()
-    with track("train", steps, "steps") as advance:
-        done = 0
-        while thread.is_alive():
-            try:
-                note = queue.get(timeout=0.5)
-            except Empty:
-                continue
-            if isinstance(note, str):
-                say(f"train: {note}")
-            else:
-                advance(note["step"] - done, _describe(note))
-                done = note["step"]
-    thread.join()
+    messages = _messages(queue, thread)
+    begun = next(messages, None)  # steps that a checkpoint has, once a worker is up
+    told = begun if isinstance(begun, RayscanError) else None
+    if isinstance(begun, list):
+        log(begun)
+        told = _show(messages, len(begun), config.train.steps, log)
+    thread.join()  # also after an error: to stop Ray under a trainer can crash the process
+    if told is not None:
+        raise told
     if failure:
-        raise _cause(failure[0])
+        raise _explained(failure[0], config)
 
 
-def _describe(metrics: Metrics) -> str:
-    text = f"loss {metrics['loss']:.3f}, {metrics['sequences_per_s']:,.0f} sequences/s"
-    if "separation" in metrics:
-        text += f", separation {metrics['separation']:.4f}"
-    return text
+def _messages(queue: Queue, thread: threading.Thread) -> Iterator[Any]:
+    """What workers send, until the thread has ended and nothing is left."""
+    while True:
+        alive = thread.is_alive()
+        try:
+            yield queue.get(timeout=0.5)
+        except Empty:
+            if not alive:
+                return
 
 
-def _cause(error: BaseException) -> BaseException:
-    """The RayscanError that a worker ended with, if that is what happened."""
-    for worker_error in getattr(error, "worker_failures", {}).values():
-        cause = getattr(worker_error, "cause", worker_error)
+def _show(
+    messages: Iterator[Any], done: int, steps: int, log: Callable[[list[Metrics]], None]
+) -> RayscanError | None:
+    """Progress from the messages: curves, notes, errors that end it all. The first of these errors."""
+    begun, since = done, time.monotonic()
+    validated, told = "", None
+    with track("train", steps, "steps", done) as advance:
+        for message in messages:
+            if isinstance(message, RayscanError):
+                told = told or message
+                continue
+            if isinstance(message, str):
+                say(f"train: {message}")
+                continue
+            rows = [row for row in message if row["step"] > done]  # not those done again after a restart
+            if not rows:
+                continue
+            log(rows)
+            for row in rows:
+                if "separation" in row:
+                    validated = f", separation {row['separation']:.4f}"
+            last = int(rows[-1]["step"])
+            speed = (last - begun) / max(time.monotonic() - since, 1e-9)
+            advance(last - done, f"{speed:.2f} steps/s, loss {rows[-1]['loss']:.3f}{validated}")
+            done = last
+    return told
+
+
+def _explained(error: BaseException, config: RunConfig) -> BaseException:
+    """What training ended with, in words where it is no bug."""
+    failures = getattr(error, "worker_failures", {})
+    causes = [getattr(one, "cause", None) or one for one in failures.values()]
+    causes = causes or [getattr(error, "controller_failure", error)]
+    for cause in causes:
         if isinstance(cause, RayscanError):
             return cause
+        if isinstance(cause, OSError):
+            return RayscanError(f"training cannot read or write the workspace: {cause}; what was kept stays")
+    if isinstance(error, ControllerError) or any(isinstance(cause, ActorDiedError) for cause in causes):
+        first = " ".join(str(causes[0]).split())[:200]
+        return RayscanError(
+            f"training gave up after {config.train.max_failures} restarts (train.max_failures), because "
+            f"workers died: {first}. Often it is memory: lower train.pool_sequences or train.batch_sources. "
+            "Run it again to go on from the last checkpoint"
+        )
     return error
 
 
@@ -163,40 +265,97 @@ def _cause(error: BaseException) -> BaseException:
 def _worker(settings: dict[str, Any]) -> None:
     job: _Job = settings["job"]
     torch.set_num_threads(settings["threads"])
+    try:
+        _train(job)
+    except RayscanError as error:
+        job.queue.put(error)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise  # storage that is away for a moment: Ray Train tries again
+        job.queue.put(
+            RayscanError(f"no room left for checkpoints or the model in {job.workspace.uri}: {error}")
+        )
+
+
+def _train(job: _Job) -> None:
     context = ray_train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    buckets = _by_bucket(job.files)
-    load = _loader(job, buckets)
-    sampler = PairSampler(tuple(buckets), load, job.config.split, job.config.train, rank, world)
-    validation = None
+    device = ray_train.torch.get_device()
+    settings = job.config.train
+    buckets = by_bucket(job.files)
+    load = loader(job.workspace, job.config, buckets)
+    sampler = PairSampler(tuple(buckets), load, job.config.split, settings, rank, world)
+    state, curve = _resume()
+    start = _start(job) if settings.start is not None else None
+    validation, drift = None, None
     if rank == 0:
+        job.queue.put(list(curve))
         validation = validation_sample(tuple(buckets), load, job.config.split)
         if validation is None:
             job.queue.put("no validation: fewer than two validation sources have two sequences")
-    state, curve = _resume()
-    if state is not None and rank == 0:
-        job.queue.put(f"going on from step {state.step}")
+        if state is not None:
+            job.queue.put(f"going on from step {state.step}")
+        if start is not None:
+            drift = _drift(job, start, validation, device)
+    if state is None and start is not None:
+        state = TrainState.starting_from(start[0].state_dict(), job.config.model, settings)
+    unsent: list[Metrics] = []
 
     def on_step(metrics: Metrics) -> None:
         curve.append(metrics)
-        if rank == 0 and (metrics["step"] % 10 == 0 or "separation" in metrics):
-            job.queue.put(metrics)
+        unsent.append(metrics)
+        step = metrics["step"]
+        if rank == 0 and (step % READ_BACK == 0 or "separation" in metrics or step == settings.steps):
+            job.queue.put(list(unsent))
+            unsent.clear()
 
     result = fit(
         job.config.model,
-        job.config.train,
+        settings,
         sampler,
-        device=ray_train.torch.get_device(),
+        device=device,
         start_state=state,
         validation=validation,
         on_step=on_step,
         on_checkpoint=lambda state, metrics: _report(state, metrics, curve),
     )
     if rank == 0:
-        _store(job, result, curve)
+        _store(job, result, curve, drift)
 
 
-def _by_bucket(files: list[File]) -> dict[str, list[File]]:
+def _start(job: _Job) -> tuple[Encoder, artefact.Card]:
+    """The model to go on from; `models.check_start` has seen that it is of the right architecture."""
+    folder = f"models/{job.config.train.start}"
+    try:
+        return artefact.load(lambda name: job.workspace.read_bytes(f"{folder}/{name}"))
+    except ModelError as error:
+        raise ModelError(f"{job.workspace.url(folder)}: {error}") from None
+
+
+def _drift(
+    job: _Job,
+    start: tuple[Encoder, artefact.Card],
+    validation: Sequences | None,
+    device: torch.device,
+) -> dict[str, Any]:
+    """How well the model to go on from separates unseen sources: on its own data then, on this data now."""
+    encoder, card = start
+    before = None if validation is None else separation(encoder.to(device), validation, device)
+    encoder.cpu()
+    return {
+        "start": job.config.train.start,
+        "start_data_from": card.data_from,
+        "start_data_to": card.data_to,
+        "periods": sorted({file.key["period"] for file in job.files}),
+        "sequences": 0 if validation is None else len(validation),
+        "sources": 0 if validation is None else len(np.unique(validation.src)),
+        "then": card.metrics.get("separation"),
+        "before": before,
+        "same_split": card.training.get("split") == job.config.split.model_dump(mode="json"),
+    }
+
+
+def by_bucket(files: list[File]) -> dict[str, list[File]]:
     """All periods of a bucket stand under one key, so that pairs are drawn across periods too."""
     buckets: dict[str, list[File]] = defaultdict(list)
     for file in files:
@@ -204,11 +363,14 @@ def _by_bucket(files: list[File]) -> dict[str, list[File]]:
     return dict(buckets)
 
 
-def _loader(job: _Job, buckets: dict[str, list[File]]) -> Any:
-    inputs = job.config.model.inputs
+def loader(
+    workspace: Workspace, config: RunConfig, buckets: dict[str, list[File]]
+) -> Callable[[Any], Sequences]:
+    """What reads the sequences of a bucket, with the columns that the model needs."""
+    inputs = config.model.inputs
 
     def load(bucket: Any) -> Sequences:
-        table = job.workspace.table("sequences").read_files(buckets[bucket], columns_for(inputs))
+        table = workspace.table("sequences").read_files(buckets[bucket], columns_for(inputs))
         return Sequences.from_table(table, inputs)
 
     return load
@@ -235,15 +397,18 @@ def _report(state: TrainState | None, metrics: Metrics, curve: list[Metrics]) ->
         ray_train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
 
 
-def _store(job: _Job, result: FitResult, curve: list[Metrics]) -> None:
+def _store(job: _Job, result: FitResult, curve: list[Metrics], drift: dict[str, Any] | None) -> None:
     folder = f"models/{job.name}"
-    columns = ("step", "loss", "learning_rate", "gradient_norm", "sequences_per_s", "separation")
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.table({name: [m.get(name) for m in curve] for name in columns}), sink)
+    pq.write_table(curve_table(curve), sink)
     job.workspace.write_bytes(f"{folder}/metrics.parquet", sink.getvalue().to_pybytes())
     metrics = {"loss": curve[-1]["loss"], "best_step": float(result.best_step)}
     if result.separation is not None:
         metrics["separation"] = result.separation
+    if drift is not None:
+        job.workspace.write_json(f"{folder}/{_DRIFT}", {**drift, "after": result.separation})
+        if drift["before"] is not None:
+            metrics["separation of the model it began with"] = drift["before"]
     artefact.save(
         lambda name, data: job.workspace.write_bytes(f"{folder}/{name}", data),
         result.encoder,
@@ -251,22 +416,47 @@ def _store(job: _Job, result: FitResult, curve: list[Metrics]) -> None:
     )
 
 
+def curve_table(curve: list[Metrics]) -> pa.Table:
+    """A row per step; `separation` is null where nothing was validated."""
+    columns = {name: None for row in curve for name in row} | {"separation": None}
+    return pa.table(
+        {
+            name: pa.array([row.get(name) for row in curve], pa.int64() if name == "step" else pa.float64())
+            for name in columns
+        }
+    )
+
+
 def _card(job: _Job, metrics: dict[str, float]) -> artefact.Card:
     span = job.workspace.table("sequences").read_files(job.files, ("start", "end"))
     flows = job.workspace.table("flows").read(columns=("sensor",))
     sensors = [s for s in pc.unique(flows["sensor"]).to_pylist() if s]
+    hidden = ("Addresses are pseudonyms: the model fits flows made with the same key alone.",)
     return artefact.Card(
         name=job.name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         data_from=pc.min(span["start"]).as_py().isoformat(),
         data_to=pc.max(span["end"]).as_py().isoformat(),
+        prefixes=tuple(map(str, job.config.captures.telescope)) or _prefixes(job.workspace, job.files),
         sensors=tuple(sorted(sensors)),
         sequence_length=job.config.sequences.length,
         min_length=job.config.sequences.min_length,
         training={
             **job.config.train.model_dump(mode="json"),
+            "split": job.config.split.model_dump(mode="json"),
             "sequences": span.num_rows,
             "data_version": planning.data_version(job.files),
         },
         metrics=metrics,
+        limits=() if job.workspace.addresses == "raw" else hidden,
     )
+
+
+def _prefixes(workspace: Workspace, files: Iterable[File]) -> tuple[str, ...]:
+    """Prefixes of the destinations in the training data, read a file at a time."""
+    networks = np.zeros(0, np.int64)
+    for file in files:
+        seen = pc.list_flatten(workspace.table("sequences").read_files([file], ("dst",))["dst"])
+        seen = pc.unique(seen.drop_null()).to_numpy().astype(np.int64)
+        networks = np.union1d(networks, seen[seen >= 0] >> 8)
+    return artefact.covering_prefixes(networks)

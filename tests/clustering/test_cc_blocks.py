@@ -75,21 +75,35 @@ def test_every_round_raises_the_objective() -> None:
 
 def test_few_mover_bytes_delay_moves_and_lose_none() -> None:
     x = points_around_centres(900, 4, k=20, d=12)
-    free = blocked(x, [300, 600], 0.4, max_rounds=60)
-    tight = blocked(x, [300, 600], 0.4, max_rounds=60, mover_bytes=3 * 4 * 12 * 5)
+    free = blocked(x, [300, 600], 0.4, max_rounds=60, least_gain=0)
+    tight = blocked(x, [300, 600], 0.4, max_rounds=60, least_gain=0, mover_bytes=3 * 4 * 12 * 5)
     a, b = (objective(x, np.concatenate(s.labels), 0.4) for s in (free, tight))
     assert b >= 0.99 * a
     assert tight.rounds >= free.rounds
 
 
-def test_converged_means_that_no_row_gains_by_moving() -> None:
+@pytest.mark.parametrize("heavy", [5, 4096])
+def test_nothing_left_means_that_no_row_gains_by_moving(heavy: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the first rounds saw five clusters only."""
+    monkeypatch.setattr("rayscan.clustering.blocks.HEAVY_CLUSTERS", heavy)
     x = points_around_centres(800, 5, k=20, d=12)
-    solution = blocked(x, [200, 400, 600], 0.4, max_rounds=60)
-    assert solution.converged
+    solution = blocked(x, [200, 400, 600], 0.4, max_rounds=60, least_gain=0)
+    assert solution.left == 0
     parts = np.split(x, [200, 400, 600])
     for part, labels in zip(parts, solution.labels, strict=True):
         own, best = weights(part, labels, solution.clusters, 0.4)
         assert (np.maximum(np.nan_to_num(best, nan=0.0), 0) - own).max() < 1e-3
+
+
+def test_rounds_end_with_one_that_gained_little() -> None:
+    x = points_around_centres(2000, 3, k=40, d=12)
+    cuts = range(250, 2000, 250)
+    whole, short = (blocked(x, cuts, 0.45, max_rounds=60, least_gain=least) for least in (0, 1e-3))
+    assert short.rounds < whole.rounds
+    assert 0 < short.left <= 1e-3
+    a, b = (objective(x, np.concatenate(s.labels), 0.45) for s in (whole, short))
+    assert b >= 0.99 * a
+    assert np.isnan(blocked(x, cuts, 0.45, max_rounds=0).left)
 
 
 def test_weights_are_sums_over_pairs() -> None:

@@ -6,12 +6,13 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from cc_oracles import pair_weights, points_around_centres
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rayscan.clustering import objective
-from rayscan.clustering.moves import NEW, Clusters, Scorer, apply, best_others, propose
+from rayscan.clustering import objective, products_on
+from rayscan.clustering.moves import NEW, NO_CUT, Clusters, Scorer, apply, best_others, heaviest, propose
 from rayscan.clustering.objective import cluster_sums
 from rayscan.clustering.partition import Partition
 
@@ -42,17 +43,21 @@ def test_proposals_are_those_of_a_plain_scan(seed: int, threshold: float) -> Non
     assert found.gains == pytest.approx(gain[found.nodes], abs=1e-4)
 
 
-def test_memory_proposes_what_a_full_comparison_would() -> None:
-    """Bounds carried over rounds, with columns skipped, must not lose a move."""
+@pytest.mark.parametrize("heavy_rounds", [0, 4])
+def test_memory_proposes_what_a_full_comparison_would(heavy_rounds: int) -> None:
+    """Bounds carried over rounds, with columns skipped or cut off, must not lose a move."""
     x = points_around_centres(3000, 11, k=80, d=12)
     one, threshold = np.ones(3000), 0.55
-    labels, memory, changed = np.arange(3000), None, None
+    labels, memory, changed = np.arange(3000) // 3, None, None
     clusters = Clusters.of(x, labels, one)
-    for _ in range(12):
-        found, memory = propose(x, one, labels, Scorer(clusters, threshold, changed), memory)
+    heavy = heaviest(clusters, threshold, 30)
+    for i in range(16):
+        cut = heavy if i < heavy_rounds else NO_CUT
+        found, memory = propose(x, one, labels, Scorer(clusters, threshold, changed, cut), memory)
         full, _ = propose(x, one, labels, Scorer(clusters, threshold))
         strong = full.gains > 1e-4
-        assert set(full.nodes[strong].tolist()) <= set(found.nodes.tolist())
+        lost = set(full.nodes[strong].tolist()) - set(found.nodes.tolist())
+        assert bool(lost) == (i < heavy_rounds)  # the cut leaves moves out, and later rounds find them
         v, source = found.nodes, labels[found.nodes]
         clusters, target, gained = apply(clusters, x[v], one[v], source, found.targets, v, threshold)
         if gained == 0:
@@ -119,6 +124,50 @@ def test_float32_drift_cannot_lower_the_objective() -> None:
         values.append(objective(x, partition.labels, 0.999))
         assert values[-1] - values[-2] == pytest.approx(gained, abs=1e-4)
     assert all(b >= a for a, b in pairwise(values))
+
+
+def test_a_million_points_move_in_and_out_of_one_cluster() -> None:
+    """Sums of a million need float64; what is gained is known in closed form."""
+    n, strays = 1_000_000, 50
+    x = np.zeros((n, 2), np.float32)
+    x[:, 0] = 1
+    x[:strays] = [0, 1]
+    start = np.zeros(n, np.int64)
+    start[-strays:] = np.arange(1, strays + 1)
+    partition = Partition.of(x, np.ones(n), start, 0.75)
+    gained = partition.improve()
+    partition.compact()
+    assert partition.clusters.sizes.tolist() == [n - strays, strays]
+    inside, rest = n - strays, n - 2 * strays
+    joined = 0.25 * (inside * (inside - 1) - rest * (rest - 1)) / 2  # pairs of strays stay together
+    assert gained == pytest.approx(joined + 0.75 * strays * rest, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+        ),
+    ],
+)
+def test_torch_finds_what_numpy_does(device: str) -> None:
+    x, one, start = points_around_centres(3000, 13, k=80, d=24), np.ones(3000), np.arange(3000) // 3
+    numpy, torch_ = (Partition.of(x, one, start, 0.5) for _ in range(2))
+    numpy.improve()
+    with products_on(device):
+        torch_.improve()
+    a, b = (objective(x, partition.labels, 0.5) for partition in (numpy, torch_))
+    assert b == pytest.approx(a, rel=1e-3)  # another device may round otherwise and propose in another order
+    if device == "cpu":
+        assert np.array_equal(torch_.labels, numpy.labels)
+    scorer = Scorer(numpy.clusters, 0.5)
+    score, target = best_others(x, numpy.labels, scorer)
+    with products_on(device):
+        found = best_others(x, numpy.labels, scorer)
+    assert found[0] == pytest.approx(score, abs=1e-4)
+    assert (found[1] == target).mean() > 0.999
 
 
 def test_best_others_without_other_clusters() -> None:

@@ -67,7 +67,7 @@ def test_objective_of_nothing_and_wrong_shapes() -> None:
     [
         ([[1, 0], [np.nan, 0]], "row 1 is not finite"),
         ([[np.inf, 0], [1, 0]], "row 0 is not finite"),
-        ([[1, 0], [0, 1], [2, 0]], "row 2 has length 2, not 1: pass normalise=True"),
+        ([[1, 0], [0, 1], [2, 0]], "row 2 has length 2, not 1: normalise it"),
         ([1, 0], "shape"),
     ],
 )

@@ -34,6 +34,18 @@ def test_optimal_on_up_to_eight_points(seed: int, n: int, threshold: float) -> N
     assert found >= 0.97 * best - 1e-5
 
 
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**31), st.integers(2, 9))
+def test_optimal_where_clusters_lie_apart(seed: int, n: int) -> None:
+    rng = np.random.default_rng(seed)
+    planted = rng.integers(3, size=n)
+    x = np.eye(3)[planted] + 0.2 * rng.uniform(-1, 1, (n, 3))
+    x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+    labels = solve(x, 0.7)
+    assert np.array_equal(labels, canonical(planted))
+    assert objective(x, labels, 0.7) == pytest.approx(optimum(pair_weights(x, 0.7)), abs=1e-5)
+
+
 def test_nearly_always_optimal_on_nine_points() -> None:
     missed = 0
     for seed in range(6):
@@ -142,6 +154,8 @@ def test_super_nodes_are_kept_whole_and_joined_like_points() -> None:
     labels = solve(sums, 0.3, sizes=sizes)
     assert labels.shape == sizes.shape
     assert objective(x, labels[nodes], 0.3) >= 0.97 * objective(x, solve(x, 0.3), 0.3)
+    again = solve(sums, 0.3, sizes=sizes, init=labels)
+    assert objective(sums, again, 0.3, sizes) >= objective(sums, labels, 0.3, sizes) - 1e-6
     with pytest.raises(DataError, match=r"row \d+ is longer than a sum"):
         solve(sums, 0.3, sizes=np.ones(len(sums)))
 

@@ -263,7 +263,7 @@
 
     function haystack(row) {
       const item = data.clusters[row.dataset.row];
-      const names = [...item.ports, ...item.labels].map((pair) => pair[0]);
+      const names = [...item.ports, ...item.labels, ...item.scanners, ...item.origins.flatMap((pair) => pair[1])].map((pair) => pair[0]);
       return [item.name, row.textContent, ...names, ...(item.examples || [])].join(" ").toLowerCase();
     }
 
@@ -389,6 +389,8 @@
     const shares = element("div");
     shares.append(part("Ports, share of flows", bars(item.ports)));
     if (item.labels.length) shares.append(part(`Labels, of ${plural(item.sources, "source")}`, bars(item.labels)));
+    if (item.scanners.length) shares.append(part(`Known scanners, of ${plural(item.sources, "source")}`, bars(item.scanners)));
+    for (const [title, names] of item.origins) shares.append(part(`${title}, of ${plural(item.sources, "source")}`, bars(names)));
     if (item.tools.length) shares.append(part("Marks of tools, share of flows", bars(item.tools)));
     grid.append(shares);
     const some = item.examples !== null && item.sources > item.examples.length;

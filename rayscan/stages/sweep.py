@@ -1,0 +1,32 @@
+"""A sweep over thresholds on Ray: one task for each run of neighbouring thresholds.
+
+What a run finds depends on the vectors, its thresholds and the seed alone. So any number of workers, and a
+task that is retried after its worker was lost, give the labels that one process gives.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+
+from rayscan.config import ResourcesConfig
+from rayscan.stages.session import run_tasks, session
+from rayscan.vectors import F32, Partition, solve_run
+
+
+def in_tasks(
+    points: F32, runs: Sequence[Sequence[float]], seed: int, address: str | None = None
+) -> Iterator[Partition]:
+    """`solve_run` of every run as a Ray task; partitions in the order of the thresholds.
+
+    Joins the cluster at `address`, or starts a local Ray for the time of the sweep.
+    """
+
+    def work(run: Sequence[float], shared: F32) -> list[Partition]:
+        return list(solve_run(shared, run, seed))
+
+    cores = len(os.sched_getaffinity(0))
+    store = 512 + 2 * (points.nbytes >> 20)  # the vectors, and labels on their way back
+    with session(ResourcesConfig(local_cpus=cores, object_store_mb=store), address):
+        for _, found in run_tasks(work, runs, ordered=True, shared=points):
+            yield from found

@@ -1,0 +1,119 @@
+"""Counted features: what is counted, and that counting is all that happens."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from rayscan.model.counts import Counts, features, hashed
+from rayscan.model.encoder import Service, Waves
+from rayscan.model.features import GAP_CENTRE, GAP_SPREAD
+
+INPUTS = ("dst", "dst_port", "proto", "gap")
+
+
+def gap(*seconds: float) -> torch.Tensor:
+    scaled = (np.log1p(np.array([seconds]) * 1e3) - GAP_CENTRE) / GAP_SPREAD
+    return torch.from_numpy(scaled.astype(np.float32))
+
+
+def flows() -> dict[str, torch.Tensor]:
+    """One sequence: twice SSH at .1, HTTP at .2, ping at .5."""
+    return {
+        "dst": torch.tensor([[1, 1, 2, 5]]),
+        "dst_port": torch.tensor([[22, 22, 80, 8]]),
+        "proto": torch.tensor([[6, 6, 6, 1]]),
+        "gap": gap(0, 0, 1, 3600),
+        "mask": torch.ones(1, 4, dtype=torch.bool),
+    }
+
+
+def test_features_by_hand():
+    found = {name: x[0].tolist() for name, x in features(flows(), INPUTS).items()}
+    assert found["dst"] == [1, 1, 2, 5]
+    assert found["service"] == [22 * 256 + 6, 22 * 256 + 6, 80 * 256 + 6, 8 * 256 + 1]
+    assert found["step"] == [0, 0, 1, 3]
+    assert found["page"] == [0, 0, 0, 0]
+    # log2(1 + milliseconds) is 0, 9.97 and 21.78; the first flow has no gap, which is not a gap of 0.
+    assert found["coarse gap"] == [-1, 0, 9, 21]
+    assert found["gap"] == [-1, 0, 19, 43]
+    assert found["fine gap"] == [-1, 0, 39, 87]
+    for name in ("next service", "direction", "next gap", "gap of service", "gap of dst", "dst of service"):
+        assert name in found
+    assert found["next service"][0] == found["next service"][1] != found["next service"][2]
+    assert len(set(found["direction"])) == 3  # same again, both up, port down and host up
+
+
+@pytest.mark.parametrize("milliseconds", [0, 1, 3, 7, 15])
+def test_edges_of_gaps_do_not_hang_on_rounding(milliseconds):
+    batch = flows() | {"gap": gap(0, *[milliseconds / 1e3] * 3)}
+    expected = int(np.log2(1 + milliseconds))
+    assert features(batch, INPUTS)["coarse gap"][0, 1:].tolist() == [expected] * 3
+
+
+@pytest.mark.parametrize("inputs", [("dst",), ("dst_port",), ("proto",), ("gap",), ("dst_port", "ttl")])
+def test_only_the_inputs_are_looked_at(inputs):
+    batch = {name: x for name, x in (flows() | {"ttl": torch.full((1, 4), 64)}).items() if name in inputs}
+    found = features(batch, inputs)
+    assert found
+    assert ("service" in found) == ("dst_port" in inputs)
+    assert ("ttl of service" in found) == ("ttl" in inputs)
+
+
+def test_a_feature_adds_the_root_of_its_number():
+    rows = 4096
+    counts = Counts(INPUTS, rows, rows)
+    counts.weight.data = torch.eye(rows)
+    row_FL = hashed(torch.stack(list(features(flows(), INPUTS).values()), dim=1), rows)[0]
+    expected = np.zeros(rows)
+    for row_L in row_FL.tolist():
+        for row, times in Counter(row_L).items():
+            expected[row] += times**0.5
+    found = counts(flows())[0].detach().numpy()
+    np.testing.assert_allclose(found / np.linalg.norm(found), expected / np.linalg.norm(expected), atol=1e-6)
+    assert np.linalg.norm(found) == pytest.approx(rows**0.5 / 2)
+
+
+def test_unseen_values_tell_sequences_apart_before_any_training():
+    torch.manual_seed(0)
+    counts = Counts(INPUTS, 16_384, 128)
+    rng = np.random.default_rng(0)
+    sources = [rng.integers(0, 2**16, 4) for _ in range(30)]
+    ports = np.array([rng.choice(s, 16) for s in sources for _ in range(2)])
+    batch = {
+        "dst": torch.from_numpy(rng.integers(0, 2**16, ports.shape)),
+        "dst_port": torch.from_numpy(ports),
+        "proto": torch.full(ports.shape, 6),
+        "gap": torch.zeros(ports.shape),
+        "mask": torch.ones(ports.shape, dtype=torch.bool),
+    }
+    with torch.no_grad():
+        z = torch.nn.functional.normalize(counts(batch), dim=-1)
+    nearest = (z @ z.T - 2 * torch.eye(60)).argmax(dim=1)
+    assert (nearest // 2 == torch.arange(60) // 2).float().mean() > 0.9
+
+
+def test_rows_are_spread_and_depend_on_the_feature():
+    values = torch.arange(4096).repeat(2, 1).unsqueeze(0)
+    row = hashed(values, 4096)[0]
+    assert row.min() >= 0 and row.max() < 4096
+    used = len(row[0].unique()) / 4096
+    assert used == pytest.approx(1 - np.exp(-1), abs=0.03)  # as balls thrown into boxes
+    assert (row[0] == row[1]).float().mean() < 0.01
+
+
+def test_services_hash_the_protocol_and_missing_ports_are_nothing():
+    service = Service()
+    tcp, icmp, missing = 8 * 256 + 6, 8 * 256 + 1, -256 + 6
+    out = service(torch.tensor([[tcp, icmp, missing]]))[0]
+    assert (out[0] - out[1]).abs().max() > 0.1
+    assert out[2].abs().max() == 0
+
+
+def test_waves_tell_close_gaps_apart_and_stay_bounded():
+    a, b, week = Waves()(gap(60, 64, 7 * 86_400))[0]
+    assert (a - b).norm() > 0.5
+    assert week.abs().max() < 4

@@ -1,0 +1,242 @@
+"""DarkVec: its corpus by hand, what is learnt day by day, and what is inferred for others."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from safetensors.numpy import load, save
+from sklearn.metrics import roc_auc_score
+from tables_of_sequences import HOUR_US, sequences_of
+
+from rayscan.errors import ConfigError, DataError
+from rayscan.evaluation.splits import TRAIN, UNSEEN_SEQUENCES, UNSEEN_SOURCES
+from rayscan.methods import darkvec, ports
+from rayscan.methods.darkvec import PORT_CLASSES
+from rayscan.methods.method import Embedded, Flows, flows_of
+from rayscan.schema import SEQUENCES
+
+A, B, C = 1, 2, 3
+TCP, UDP, ICMP = 6, 17, 1
+SMALL = replace(darkvec.DARKVEC, d=16, epochs=10, active=1)
+DAILY = replace(darkvec.I_DARKVEC, d=16, active=1, trailing_days=2)
+
+
+def corpus(
+    src: list[int], hour: list[int] | None = None, service: list[int] | None = None, collapse: bool = True
+) -> list[list[int]]:
+    zeros = [0] * len(src)
+    columns = [np.array(column, np.int64) for column in (src, hour or zeros, service or zeros)]
+    return list(darkvec.corpus_of(*columns, collapse=collapse))
+
+
+def test_only_immediate_repeats_are_left_out() -> None:
+    """Comparing the last sender with the first as well would give A, B here and nothing below."""
+    assert corpus([A, B, B, A]) == [[A, B, A]]
+    assert corpus([A, B, B, A], collapse=False) == [[A, B, B, A]]
+    assert corpus([A, A, B, B, B]) == [[A, B]]
+    assert corpus([A, A], collapse=False) == [[A, A]]
+    assert corpus([A, A]) == []  # one sender in nobody's company: no sentence
+
+
+def test_sentences_are_by_hour_then_service_then_time() -> None:
+    src = [A, B, C, A, B, C, A, B]
+    hour = [0, 0, 0, 0, 0, 0, 1, 1]
+    service = [7, 2, 7, 2, 7, 2, 2, 2]
+    assert corpus(src, hour, service) == [[B, A, C], [A, C, B], [A, B]]
+
+
+def test_repeats_across_sentences_stay() -> None:
+    assert corpus([A, B, B, C], service=[0, 0, 1, 1]) == [[A, B], [B, C]]
+    assert corpus([A, B, B, C], hour=[0, 0, 1, 1]) == [[A, B], [B, C]]
+
+
+def flows_to(*service: tuple[int, int]) -> Flows:
+    return flows_of(sequences_of([[{"proto": proto, "port": port} for proto, port in service]]))
+
+
+def test_kinds_of_services() -> None:
+    flows = flows_to((TCP, 23), (TCP, 23), (TCP, 80), (UDP, 80), (TCP, 80), (TCP, 9))
+    auto = replace(SMALL, commonest=2)
+    commonest = darkvec.commonest_services(flows, auto)
+    assert commonest.tolist() == [(TCP << 32) + 23, (TCP << 32) + 80]
+    assert darkvec.service_of(flows, "auto", commonest).tolist() == [0, 0, 1, 2, 1, 2]
+    assert darkvec.service_of(flows, "single", commonest).tolist() == [0] * 6
+    with pytest.raises(ConfigError, match="'hybrid'; there are single, dks, auto"):
+        darkvec.service_of(flows, "hybrid", commonest)
+
+
+def test_classes_of_ports() -> None:
+    name = list(PORT_CLASSES).index
+    flows = flows_to(
+        *[(TCP, 23), (TCP, 22), (UDP, 53), (TCP, 3306), (UDP, 3306)],
+        *[(TCP, 1), (TCP, 1023), (TCP, 1024), (TCP, 49_151), (TCP, 49_152), (TCP, 65_535), (TCP, -1)],
+        *[(ICMP, 8), (ICMP, 53)],
+    )
+    end = len(PORT_CLASSES)
+    classes = [name("telnet"), name("ssh"), name("dns"), name("database"), end + 1]
+    ranges = [end, end, end + 1, end + 1, end + 2, end + 2, end + 3]
+    assert darkvec.service_of(flows, "dks", np.zeros(0, np.int64)).tolist() == [
+        *classes,
+        *ranges,
+        end + 4,
+        end + 4,
+    ]
+
+
+def test_no_port_has_two_classes() -> None:
+    every = [
+        (proto, port)
+        for ports_of in PORT_CLASSES.values()
+        for proto, of_class in ports_of.items()
+        for port in of_class
+    ]
+    assert len(every) == len(set(every))
+
+
+def meeting(days: list[tuple[int, list[int]]]) -> tuple[Flows, np.ndarray]:
+    """On each day the given sources contact one port in turn, over and over, within an hour."""
+    rows, src, start = [], [], []
+    for day, sources in days:
+        for turn, source in enumerate(sources):
+            rows.append([{"gap": 0 if k == 0 else 10_000_000} for k in range(20)])
+            src.append(source)
+            start.append(day * 24 * HOUR_US + turn * 1_000_000)
+    flows = flows_of(sequences_of(rows, src=src, start_us=start))
+    return flows, np.zeros(len(flows.src), np.int64)
+
+
+def test_too_few_flows_and_a_sender_is_not_learnt() -> None:
+    flows, service = meeting([(0, [A, B, C]), (1, [A, B])])
+    known, _ = darkvec.train(flows, service, replace(SMALL, active=21), 0)
+    assert known is not None and known.words.tolist() == [A, B]
+    assert darkvec.train(flows, service, replace(SMALL, active=41), 0)[0] is None
+
+
+def test_day_by_day_it_learns_on_and_forgets() -> None:
+    flows, service = meeting([(0, [A, B, C]), (1, [A, B])])
+    first, _ = darkvec.train(*meeting([(0, [A, B, C])]), DAILY, 0)
+    second, facts = darkvec.train(flows, service, DAILY, 0)
+    assert first is not None and second is not None
+    assert second.words.tolist() == [A, B, C] and facts["forgotten"] == 0
+    np.testing.assert_array_equal(second.vectors[2], first.vectors[2])  # C was not there on the second day
+    moved = np.abs(second.vectors - first.vectors).max(axis=1)
+    assert (moved[:2] > 0).all()
+    away = np.abs(second.vectors[:2] - darkvec.train(*meeting([(1, [A, B])]), DAILY, 0)[0].vectors)
+    assert away.max() > moved.max()  # not begun anew
+    # Two trailing days: on the third C has not been there for two.
+    third, facts = darkvec.train(*meeting([(0, [A, B, C]), (1, [A, B]), (2, [A, B])]), DAILY, 0)
+    assert third is not None and third.words.tolist() == [A, B]
+    assert facts["forgotten"] == 1 and facts["steps"] == 3
+
+
+def test_company_by_hand() -> None:
+    """Flows of source 9: two where 1 (often) and 2 are, one where 3 is, one where nobody known is."""
+    fitted = darkvec.Darkvec(
+        np.array([1, 2, 3]),
+        np.array([[2, 0], [0, 5], [3, 4]], np.float32),
+        np.array([(TCP << 32) + 22, (TCP << 32) + 80]),
+        {"settings": {"services": "auto"}},
+    )
+    at_80, at_22, at_443 = {"port": 80}, {"port": 22}, {"port": 443}
+    table = sequences_of(
+        [[at_80] * 5, [at_80], [at_22], [at_80, at_80, at_22, at_443], [at_443], [at_80], [at_80]],
+        src=[1, 2, 3, 9, 8, 9, 2],
+        start_us=[0, 0, 0, 0, 0, 5 * HOUR_US, 7 * HOUR_US],
+    )
+    found = fitted.embed(table)
+    company = np.array([2 * 0.5 + 0.6, 2 * 0.5 + 0.8])
+    expected = [[1, 0], [0, 1], [0.6, 0.8], company / np.linalg.norm(company), [0, 0], [0, 0], [0, 1]]
+    np.testing.assert_allclose(found.vectors, expected, rtol=1e-6)
+    # Neither the company of another unknown source nor that of another hour counts.
+    assert found.covered.tolist() == [True, True, True, True, False, False, True]
+    assert found.inferred.tolist() == [False, False, False, True, False, False, False]
+
+
+def test_nobody_near_nobody_covered() -> None:
+    fitted = darkvec.Darkvec(
+        np.array([1]),
+        np.ones((1, 2), np.float32),
+        np.zeros(0, np.int64),
+        {"settings": {"services": "single"}},
+    )
+    found = fitted.embed(sequences_of([[{}], [{}]], src=[8, 9]))
+    assert not found.covered.any() and not found.inferred.any() and not found.vectors.any()
+    assert fitted.embed(sequences_of([[{}]], src=[1])).covered.all()
+    assert len(fitted.embed(SEQUENCES.empty_table()).vectors) == 0
+
+
+def two_crews() -> tuple[pa.Table, np.ndarray, np.ndarray]:
+    """24 sources on two days. All knock at one port, one crew in even hours, the other in odd ones. The
+    sequences of the second day, and sources 20 to 23, are not trained on."""
+    rng = np.random.default_rng(0)
+    src = np.tile(np.arange(24), 4)
+    crew = src % 2
+    day = np.repeat([0, 0, 0, 1], 24)
+    start = day * 24 + 2 * rng.integers(0, 12, len(src)) + crew
+    rows = [[{"gap": int(g)} for g in rng.integers(0, 100_000_000, 30)] for _ in src]
+    part = np.where(day == 0, TRAIN, UNSEEN_SEQUENCES)
+    part = np.where(src < 20, part, UNSEEN_SOURCES).astype(np.int8)
+    return sequences_of(rows, src=src, start_us=start * HOUR_US), crew, part
+
+
+def pair_auroc(vectors: np.ndarray, group: np.ndarray) -> float:
+    a, b = np.triu_indices(len(vectors), 1)
+    return float(roc_auc_score(group[a] == group[b], (vectors @ vectors.T)[a, b]))
+
+
+def test_it_learns_who_comes_together() -> None:
+    table, crew, part = two_crews()
+    src = table["src"].to_numpy()
+    fitted = darkvec.fit_with("darkvec", table, part, 0, SMALL)
+    found = fitted.embed(table)
+    once = (part == UNSEEN_SEQUENCES) & found.covered
+    assert once.sum() == 20 and fitted.facts["senders"] == 20
+    assert pair_auroc(found.vectors[once], crew[once]) > 0.9
+    inferred = found.inferred
+    assert set(src[inferred].tolist()) == {20, 21, 22, 23}
+    assert pair_auroc(found.vectors[inferred], crew[inferred]) > 0.9
+    np.testing.assert_array_equal(found.vectors[src == 3], found.vectors[src == 3][[0, 0, 0, 0]])
+    floor = ports.fit("port-share", table, part, 0).embed(table)
+    assert pair_auroc(floor.vectors[once], crew[once]) == 0.5
+
+
+@pytest.mark.parametrize(("name", "settings"), [("darkvec", SMALL), ("i-darkvec", DAILY)])
+def test_the_same_bits_again_and_from_what_was_saved(name: str, settings: darkvec.Settings) -> None:
+    table, _, part = two_crews()
+
+    def bits(found: Embedded) -> list[bytes]:
+        return [column.tobytes() for column in found]
+
+    fitted = darkvec.fit_with(name, table, part, 0, settings)
+    expected = bits(fitted.embed(table))
+    assert bits(darkvec.fit_with(name, table, part, 0, settings).embed(table)) == expected
+    assert bits(darkvec.fit_with(name, table, part, 1, settings).embed(table)) != expected
+    assert bits(darkvec.load(load(save(fitted.arrays)), fitted.facts).embed(table)) == expected
+
+
+def test_all_sources_are_known_when_asked() -> None:
+    table, _, part = two_crews()
+    fitted = darkvec.fit_with("i-darkvec", table, part, 0, replace(DAILY, transductive=True))
+    found = fitted.embed(table)
+    assert found.covered.all() and not found.inferred.any()
+    assert fitted.facts["senders"] == 24 and fitted.facts["settings"]["transductive"]
+    assert fitted.facts["steps"] == 2
+
+
+def test_nobody_meets() -> None:
+    table, _, part = two_crews()
+    with pytest.raises(DataError, match="i-darkvec needs two training sources with 1000 flows"):
+        darkvec.fit_with("i-darkvec", table, part, 0, replace(DAILY, active=1000))
+
+
+def test_communities_of_two_bundles_and_a_stranger() -> None:
+    rng = np.random.default_rng(0)
+    centres = np.repeat(np.eye(3), [6, 6, 1], axis=0)
+    noise = np.pad(0.1 * rng.random((13, 1)), ((0, 0), (3, 2)))
+    vectors = (centres @ np.eye(3, 6) + noise * np.r_[np.ones(12), 0][:, None]).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    found = darkvec.communities(vectors, seed=0)
+    assert found.tolist() == [0] * 6 + [1] * 6 + [2]
