@@ -126,8 +126,9 @@ def conn_log(rows: int) -> Iterator[str]:
     source, port, last = (rng.integers(0, top, rows).tolist() for top in (20_000, 65_536, 65_536))
     for k, time_s in enumerate(ts.tolist()):
         proto, dst_port, state, history, size = kinds[which[k]]
+        src_port = 8 if proto == "icmp" else port[k]
         yield (
-            f"{time_s:.6f}\tC{k:016x}\t{sources[source[k]]}\t{port[k]}"
+            f"{time_s:.6f}\tC{k:016x}\t{sources[source[k]]}\t{src_port}"
             f"\t198.18.{last[k] >> 8}.{last[k] & 255}\t{dst_port}\t{proto}"
             f"\t-\t-\t-\t-\t{state}\tF\tF\t0\t{history}\t1\t{size}\t0\t0\t-\n"
         )

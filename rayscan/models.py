@@ -7,6 +7,7 @@ mean the same to everyone who opens the workspace.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,11 @@ def _facts(place: Workspace, path: str) -> dict[str, Any] | None:
     """A model's config.json, or None where there is none."""
     try:
         facts = place.read_json(path)
-        return facts and {"weights": str(facts["weights"]), "model": dict(facts["model"])}
+        if facts is None:
+            return None
+        if not re.fullmatch("[0-9a-f]{32}", facts["weights"]):  # it becomes the name of a folder
+            raise ValueError("weights is not a hash")
+        return {"weights": facts["weights"], "model": dict(facts["model"])}
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{place.url(path)} is damaged ({error}); copy the folder again") from None
 

@@ -240,8 +240,8 @@ def partitions(
     start = time.perf_counter()
     yield from solve_run(points, first, seed)
     left = (time.perf_counter() - start) * len(others)
-    at_a_time = min(len(os.sched_getaffinity(0)), max(1, len(others)))
-    if left * (1 - 1 / at_a_time) > RAY_PAYS_S:
+    places = len(others) if address else len(os.sched_getaffinity(0))  # a cluster may have any number
+    if left * (1 - 1 / max(1, min(places, len(others)))) > RAY_PAYS_S:
         from rayscan.stages.sweep import in_tasks
 
         yield from in_tasks(points, others, seed, address)

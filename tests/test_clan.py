@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
+from tables_of_sequences import sequences_of
 
 from rayscan.errors import DataError
 from rayscan.evaluation.splits import TRAIN, UNSEEN_SOURCES
@@ -13,7 +14,6 @@ from rayscan.methods import clan
 from rayscan.methods.method import flows_of
 from rayscan.methods.statistics import CommonServices, window_statistics
 from rayscan.schema import SEQUENCES
-from tables_of_sequences import sequences_of
 
 SMALL = clan.Settings(width=32, d_out=8, batch=64, steps=60, peak_rate=3e-3, services=4)
 
@@ -120,6 +120,11 @@ def test_statistics_by_hand():
     assert found["log duration"] == pytest.approx(np.log1p(4000))
     assert found["largest log gap"] == pytest.approx(np.log1p(3000)) and found["least log gap"] == 0
     assert np.isnan(found["mean ttl"]) and np.isnan(found["share of syn"])
+
+
+def test_no_sequences_have_no_statistics():
+    names, values = window_statistics(SEQUENCES.empty_table())
+    assert values.shape == (0, len(names)) and len(names) == 32
 
 
 def test_common_services_and_the_rest():

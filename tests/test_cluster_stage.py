@@ -16,7 +16,7 @@ import pytest
 from rayscan import schema
 from rayscan.clustering import canonical, objective, solve
 from rayscan.config import RunConfig, load
-from rayscan.errors import DataError
+from rayscan.errors import ConfigError, DataError
 from rayscan.planning import Model, Unit
 from rayscan.stages import cluster
 from rayscan.tables import CommitInfo, File, Table, Workspace
@@ -136,6 +136,21 @@ def test_the_number_of_workers_changes_nothing(undisturbed: pl.DataFrame, tmp_pa
     workspace = fresh(tmp_path)
     found = run(workspace, embed(workspace), settings(f"resources.cluster_cpus={cpus}"))
     assert found.equals(undisturbed)
+
+
+def test_rounds_that_were_cut_short_are_told(
+    ray_session: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workspace = fresh(tmp_path)
+    run(workspace, embed(workspace, PERIODS[:1]), settings("cluster.max_rounds=0"))
+    told = "2024-01 stopped after cluster.max_rounds = 0; no round has compared"
+    assert told in capsys.readouterr().err
+
+
+def test_more_cpus_than_there_are_is_an_error_and_no_endless_wait(ray_session: None, tmp_path: Path) -> None:
+    workspace = fresh(tmp_path)
+    with pytest.raises(ConfigError, match="do not fit"):
+        run(workspace, embed(workspace, PERIODS[:1]), settings("resources.cluster_cpus=64"))
 
 
 def damaged(file: Path) -> None:

@@ -20,7 +20,7 @@ from rayscan.schema import SEQUENCES
 
 A, B, C = 1, 2, 3
 TCP, UDP, ICMP = 6, 17, 1
-SMALL = replace(darkvec.DARKVEC, d=16, epochs=10, active=1)
+SMALL = replace(darkvec.DARKVEC, d=16, epochs=5, active=1)
 DAILY = replace(darkvec.I_DARKVEC, d=16, active=1, trailing_days=2)
 
 

@@ -222,15 +222,34 @@ def test_a_damaged_block_costs_itself(codec: str) -> None:
     assert src == [k for k in range(200) if not reject.offset <= k < reject.offset + reject.count]
 
 
-def test_a_lost_mark_ends_the_reading() -> None:
+def sources(data: bytes) -> list[int]:
+    return [record["src_ip"] for block in whole_blocks(data) for record in block]
+
+
+@pytest.mark.parametrize("batch_rows", [7, 1000])
+def test_a_lost_mark_costs_the_blocks_beside_it(batch_rows: int) -> None:
     data, starts = blocks(200, "null")
+    head, before, behind = data[: starts[0]], data[: starts[2]], data[starts[4] :]
+    kept = [*sources(bytes(before)), *sources(bytes(head + behind))]
     data[starts[3] - 4] ^= 0xFF
-    _, batches = parts_of(bytes(data))
-    flows = 0
-    with pytest.raises(FormatError, match=r"damaged: Avro block: the mark behind it is missing"):
-        for batch in batches:
-            flows += batch.flows.num_rows
-    assert flows == sum(block.num_records for block in whole_blocks(bytes(data[: starts[2]])))
+    _, batch = read(bytes(data), batch_rows)
+    assert batch.rejects == [Reject("damaged: Avro block", len(sources(bytes(before))), 1)]
+    assert batch.flows["src"].to_pylist() == kept
+
+
+@pytest.mark.parametrize("noise", [b"", b"\x02\x80\x80\x80\x3c", b"\xff" * 3000])
+@pytest.mark.parametrize("piece", [16, 17, 100, 1 << 20])
+def test_the_next_mark_is_found(noise: bytes, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever the pieces end in which it is searched for. Without one, reading ends."""
+    monkeypatch.setattr(avro, "_PIECE", piece)
+    data, starts = blocks(200, "deflate")
+    before, behind = bytes(data[: starts[2]]), bytes(data[starts[3] :])
+    bad = before + noise + bytes(data[starts[2] + 1 : starts[3]])
+    _, batch = read(bad + behind)
+    assert batch.flows["src"].to_pylist() == [*sources(before), *sources(before[: starts[0]] + behind)]
+    assert [reject.reason for reject in batch.rejects] == ["damaged: Avro block"]
+    with pytest.raises(FormatError, match="damaged: Avro block"):
+        read(bad[:-4])
 
 
 def whole_blocks(data: bytes) -> list[Any]:
@@ -255,7 +274,8 @@ def test_what_a_block_claims_is_not_believed(monkeypatch: pytest.MonkeyPatch) ->
     head = bytes(data[: starts[0]])
     mark = avro.read_header(io.BytesIO(bytes(data)), "f").sync
     huge = b"\xfe\xff\xff\xff\xff\xff\xff\xff\xff\x01"
-    for block in (huge + b"\x02a" + mark, b"\x02" + huge + b"a" + mark, b"\xff" * 30):
+    for block in (huge + b"\x02a", b"\x02" + huge + b"a", b"\xff" * 30):
+        assert read(head + block + mark)[1].rejects == [Reject("damaged: Avro block", 0, 1)]
         with pytest.raises(FormatError, match="damaged: Avro block"):
             read(head + block)
     _, batch = read(head + b"\xd0\x0f\x02a" + mark)

@@ -359,6 +359,11 @@ def test_the_seeds_are_good(name: str) -> None:
     assert {part.flows["dst_port"][0].as_py() for part in parts if part.flows.num_rows} <= {23, 6, 8}
 
 
+def test_one_object_behind_a_byte_order_mark() -> None:
+    data = b"\xef\xbb\xbf" + SEEDS["json"].split(b"\n")[0]
+    assert sum(part.flows.num_rows for part in read_capture(io.BytesIO(data), "f", CONFIG, 3)[1]) == 1
+
+
 def test_every_reader_is_tried() -> None:
     assert set(SEEDS) | {"parquet", "pcap", "pcapng", "nfdump"} == set(
         READERS

@@ -72,6 +72,9 @@ class Site:
     def flows(self) -> pl.DataFrame:
         return pl.from_arrow(self.workspace.table("flows").read())  # type: ignore[return-value]
 
+    def books(self) -> list[dict[str, Any]]:
+        return list(self.workspace.table("captures").read().to_pylist())
+
     def rejects(self) -> dict[tuple[str, str], int]:
         rows = self.workspace.table("rejects").read().to_pylist()
         return {(Path(row["path"]).name, row["reason"]): row["count"] for row in rows}
@@ -137,6 +140,20 @@ def test_a_corrected_capture_takes_the_place_of_the_first(site: Site) -> None:
     site.ingest()
     assert site.flows().height == 2000
     assert site.due() == []
+
+
+@pytest.mark.parametrize("after", [{"a": 2, "b": 0, "c": 1}, {"a": 1, "b": 2}])
+def test_rotated_captures_keep_their_flows(site: Site, after: dict[str, int]) -> None:
+    """What one path held yesterday another holds today."""
+    for contents in ({"a": 0, "b": 1}, after):
+        for name, seed in contents.items():
+            capture(site.captures / name, 100 + seed, seed)
+            os.utime(site.captures / name, (seed, seed))
+        site.ingest()
+        assert site.flows().height == sum(100 + seed for seed in contents.values())
+        books = {Path(row["path"]).name: row["flows"] for row in site.books()}
+        assert books == {name: 100 + seed for name, seed in contents.items()}
+        assert site.due() == []
 
 
 def test_content_that_another_path_still_has_stays(site: Site) -> None:

@@ -69,6 +69,23 @@ def test_a_long_sweep_goes_on_in_tasks(
         assert in_ray == expected
 
 
+@pytest.mark.parametrize(("address", "expected"), [(None, []), ("ray://there:1", runs(THRESHOLDS)[1:])])
+def test_one_core_leaves_a_sweep_to_a_named_cluster(
+    points: np.ndarray, monkeypatch: pytest.MonkeyPatch, address: str | None, expected: list[list[float]]
+) -> None:
+    asked: list[list[float]] = []
+
+    def noted(points: np.ndarray, others: list[list[float]], seed: int, address: str) -> Iterator[Partition]:
+        asked.extend(others)
+        return iter(())
+
+    monkeypatch.setattr(tasks, "in_tasks", noted)
+    monkeypatch.setattr(vectors, "RAY_PAYS_S", 0.0)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    list(partitions(points, THRESHOLDS, seed=2, address=address))
+    assert asked == expected
+
+
 @pytest.mark.ray
 def test_a_killed_task_runs_again(
     ray_session: None, points: np.ndarray, alone: list[Partition], tmp_path: Path

@@ -151,7 +151,7 @@ def test_ip2vec_learns_who_is_after_whom_and_covers_no_others() -> None:
 
 def test_ip2vec_draws_of_too_many_pairs() -> None:
     table, _, part = two_targets()
-    fitted = words.fit_with("ip2vec", table, part, 0, replace(words.IP2VEC, most_pairs=500))
+    fitted = words.fit_with("ip2vec", table, part, 0, replace(words.IP2VEC, epochs=1, most_pairs=500))
     assert fitted.facts["pairs"] == 3000 and fitted.facts["sentences"] == 500
 
 
@@ -172,7 +172,7 @@ def test_the_same_bits_again_and_from_what_was_saved(name: str) -> None:
 
 def test_other_parts_are_learnt_only_when_asked() -> None:
     table, _, part = two_targets()
-    fitted = words.fit_with("ip2vec", table, part, 0, replace(words.IP2VEC, transductive=True))
+    fitted = words.fit_with("ip2vec", table, part, 0, replace(words.IP2VEC, epochs=1, transductive=True))
     assert fitted.embed(table).covered.all() and fitted.facts["settings"]["transductive"]
     dante = sequences_of([flows(1, 2), flows(3, 4)])
     assert words.fit("dante", dante, np.array([TRAIN, UNSEEN_SOURCES]), 0).embed(dante).covered.tolist() == [
@@ -200,11 +200,10 @@ class Without:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Without)
-for name in ("dante", "i-darkvec"):
-    try:
-        method(name)
-    except ConfigError as error:
-        print(error)
+try:
+    method("dante")
+except ConfigError as error:
+    print(error)
 """
 
 
@@ -212,7 +211,7 @@ def test_without_gensim_it_says_what_to_install() -> None:
     found = subprocess.run(
         [sys.executable, "-c", WITHOUT_GENSIM], capture_output=True, text=True, check=True, timeout=120
     )
-    assert found.stdout.splitlines() == [
-        f"method {name} needs the package gensim; install it with pip install 'rayscan[methods]'"
-        for name in ("dante", "i-darkvec")
-    ]
+    assert (
+        found.stdout
+        == "method dante needs the package gensim; install it with pip install 'rayscan[methods]'\n"
+    )

@@ -6,9 +6,13 @@ import gzip
 import io
 import json
 
+import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from rayscan.captures import zeek
 from rayscan.captures.columns import BATCH, Batch, Reject, merge_rejects
 from rayscan.captures.detect import read_capture
 from rayscan.config import CapturesConfig
@@ -38,7 +42,8 @@ def read(data: bytes, batch_rows: int = 1000, **settings: object) -> Batch:
     parts = list(batches)
     assert all(part.flows.num_rows <= batch_rows for part in parts)
     flows = pa.concat_tables([BATCH.empty_table(), *(part.flows for part in parts)])
-    return Batch(flows, merge_rejects(reject for part in parts for reject in part.rejects))
+    rejects = merge_rejects(reject for part in parts for reject in part.rejects)
+    return Batch(flows, rejects, sum(part.duplicates for part in parts))
 
 
 def column(batch: Batch, name: str) -> list[object]:
@@ -154,6 +159,84 @@ def test_bad_rows_cost_themselves() -> None:
             Reject("wrong number of fields", 1, 2),
         ]
         assert column(batch, "tcp_flags") == [2, 2, 2]
+
+
+FIELDS = {
+    "ts": [
+        "1700000000.123456",
+        "1700000000.1",
+        "1700000001",
+        "1.5",
+        "1700000000.1234567",
+        "99999999999.5",
+        "-",
+        "1e9",
+    ],
+    "uid": ["Cx", "", "#", "a b", "\u00e9"],
+    "id.orig_h": [
+        "1.2.3.4",
+        "255.255.255.255",
+        "256.1.1.1",
+        "01.2.3.4",
+        "1.2.3",
+        "fe80::1",
+        "::ffff:1.2.3.4",
+        "7",
+        "-",
+    ],
+    "id.orig_p": ["0", "8", "40000", "65535", "65536", "040", " 8", "300", "-", "x", "-1"],
+    "proto": ["tcp", "udp", "icmp", "TCP", "sctp", "6", "tc", "icmp6", "unknown_transport", "-"],
+    "history": ["S", "ShAdDaFf", "^hR", "-", "", "(empty)", "nan", "NA", "S1", "Sr "],
+    "orig_pkts": ["1", "0", "-", "(empty)", "99999999999999999999", "123456789012345678", "1.0", "0x10"],
+    "ip_proto": ["6", "17", "1", "-", "47", "300"],
+}
+FIELDS |= {
+    "id.resp_h": FIELDS["id.orig_h"],
+    "id.resp_p": FIELDS["id.orig_p"],
+    "orig_ip_bytes": FIELDS["orig_pkts"],
+}
+USUAL = st.sampled_from([True] * 6 + [False])
+
+
+@st.composite
+def lines(draw: st.DrawFn, names: list[str]) -> list[str]:
+    """A line of a log: mostly usual values, or not even the right number of fields."""
+    row = [FIELDS[n][0] if draw(USUAL) else draw(st.sampled_from(FIELDS[n])) for n in names]
+    return (
+        row
+        if draw(USUAL)
+        else draw(st.sampled_from([row, row[:-1], [*row, "9"], [""], [*row[:-1], row[-1] + "\r"]]))
+    )
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_the_compiled_loop_gives_what_the_general_way_gives(data: st.DataObject) -> None:
+    names = data.draw(st.sampled_from([NAMES, NAMES[::-1], NAMES[:7], [*NAMES, "ip_proto"]]))
+    text = log(*data.draw(st.lists(lines(names), max_size=12)), names=names, types=[])
+    batch_rows = data.draw(st.sampled_from([1, 3, 1000]))
+    fast = read(text, batch_rows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(zeek._Layout, "slots", lambda layout: np.empty(0, np.int64))  # all lines are odd
+        slow = read(text, batch_rows)
+    assert fast.flows.equals(slow.flows)
+    assert key(fast) == key(slow)
+    assert fast.duplicates == slow.duplicates
+
+
+def key(batch: Batch) -> list[Reject]:
+    return sorted(batch.rejects, key=lambda reject: reject.reason)
+
+
+@pytest.mark.parametrize("seconds", [0, 1, 631152000, 1700000000, 2147483647])
+def test_times_are_those_of_floats(seconds: int) -> None:
+    """All ends in microseconds that a float could round otherwise."""
+    rng = np.random.default_rng(seconds)
+    texts = [f"{seconds}.{micro:06d}" for micro in rng.integers(0, 10**6, 5000)]
+    data = np.frombuffer("\n".join([*texts, ""]).encode(), np.uint8)
+    starts = np.append(0, np.flatnonzero(data == 10) + 1)[:-1]
+    got = [zeek._time(data, np.uint64(start))[0] for start in starts.tolist()]
+    assert got == np.rint(np.array(texts, np.float64) * 10**6).astype(np.int64).tolist()
 
 
 def test_other_logs_are_refused() -> None:

@@ -6,8 +6,7 @@ loop goes over the bytes once and keeps the wanted fields: several times the rat
 panics on damage and reserves whatever memory a damaged count asks for.
 
 Read are records of numbers, strings, arrays of whole numbers, and any of these or null. A block that cannot
-be decoded costs itself; without the mark behind a block there is no telling where the next begins: reading
-ends there. Source: Apache Avro 1.12 specification, "Object Container Files".
+be decoded costs itself; where there is no mark behind a block, reading goes on behind the next mark. Source: Apache Avro 1.12 specification, "Object Container Files".
 """
 
 from __future__ import annotations
@@ -38,6 +37,7 @@ MISSING = -(2**63)
 
 _MAX_HEADER_BYTES = 1 << 20
 _SYNC_BYTES = 16
+_PIECE = 1 << 20  # bytes read at a time in search of a mark
 _FLOATS = {"float": 4, "double": 8}
 WHOLE, BOOLEAN, FIXED, TEXT, LIST = range(5)
 
@@ -93,7 +93,7 @@ def _metadata(file: BinaryIO) -> dict[str, bytes]:
     return meta
 
 
-def _number(file: BinaryIO) -> int:
+def _number(file: BinaryIO | _Stream) -> int:
     """A zigzag number of up to ten bytes. Raises EOFError only where there is no byte at all."""
     value = 0
     for shift in range(0, 70, 7):
@@ -106,7 +106,7 @@ def _number(file: BinaryIO) -> int:
     raise ValueError("a number of more than ten bytes")
 
 
-def _exactly(file: BinaryIO, size: int, limit: int = _MAX_HEADER_BYTES) -> bytes:
+def _exactly(file: BinaryIO | _Stream, size: int, limit: int = _MAX_HEADER_BYTES) -> bytes:
     if not 0 <= size <= limit:
         raise ValueError(f"a size of {size} bytes")
     data = file.read(size)
@@ -144,9 +144,10 @@ def read_rows(
     batch = _Batch(header, wanted, batch_rows)
     row, rejects = 0, list[Reject]()
     damage: FormatError | None = None
+    blocks = _blocks(_Stream(file), header)
     while True:
         try:
-            found = _block(file, header)
+            found = next(blocks, None)
         except FormatError as error:  # of the compression around the file
             damage, found = error, None
         except ValueError as error:
@@ -173,7 +174,55 @@ def read_rows(
         raise damage
 
 
-def _block(file: BinaryIO, header: Header) -> tuple[int, Bytes | None] | None:
+class _Stream:
+    """A file, and what has been read of it since the block in hand began."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._data, self._start, self._place = file, bytearray(), 0, 0
+
+    def begin(self) -> None:
+        """A block begins here."""
+        self._start = self._place
+        if 2 * self._start >= len(self._data):
+            del self._data[: self._start]
+            self._start = self._place = 0
+
+    def read(self, size: int) -> bytes:
+        self._data += self._file.read(max(0, self._place + size - len(self._data)))
+        piece = bytes(self._data[self._place : self._place + size])
+        self._place += len(piece)
+        return piece
+
+    def skip(self, mark: bytes) -> bool:
+        """Go behind the first mark since the block began, if there is one."""
+        found = self._data.find(mark, self._start)
+        while found < 0:
+            del self._data[: max(0, len(self._data) - len(mark))]
+            self._start, more = 0, self._file.read(_PIECE)
+            if not more:
+                return False
+            self._data += more
+            found = self._data.find(mark)
+        self._place = found + len(mark)
+        return True
+
+
+def _blocks(stream: _Stream, header: Header) -> Iterator[tuple[int, Bytes | None]]:
+    """What `_block` gives. A place that holds no block counts as one record, up to the next mark."""
+    while True:
+        stream.begin()
+        try:
+            found = _block(stream, header)
+        except ValueError:
+            if not stream.skip(header.sync):
+                raise
+            found = 1, None
+        if found is None:
+            return
+        yield found
+
+
+def _block(file: _Stream, header: Header) -> tuple[int, Bytes | None] | None:
     """Records and bytes of the next block, None at the end; no bytes where they cannot be unpacked."""
     try:
         count = _number(file)

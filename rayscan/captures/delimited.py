@@ -97,27 +97,27 @@ def read_lines(file: BinaryIO, path: str, block_bytes: int) -> Iterator[bytes]:
 
     Raises FormatError, after the lines before it, where the file is damaged or a line exceeds 16 MiB.
     """
-    mark = _BOM
-    for lines in _pieces(cast(io.BufferedIOBase, file), path, block_bytes):
-        text, mark = _clean(lines.removeprefix(mark)), b""
+    for lines in read_pieces(file, path, block_bytes):
+        text = clean(lines)
         if text:
             yield text
 
 
-def _pieces(file: io.BufferedIOBase, path: str, block_bytes: int) -> Iterator[bytes]:
-    """The file in pieces that end with a line."""
-    rest, damage = b"", None
+def read_pieces(file: BinaryIO, path: str, block_bytes: int) -> Iterator[bytes]:
+    """The same as it stands in the file, but for a byte order mark: each piece ends with a line feed."""
+    buffered, rest, damage = cast(io.BufferedIOBase, file), b"", None
+    mark = _BOM
     while True:
         try:
-            piece = file.read1(block_bytes)  # read() would lose what comes before damage
+            piece = buffered.read1(block_bytes)  # read() would lose what comes before damage
         except FormatError as error:
             piece, damage = b"", error
         if not piece:
             break
         end = piece.rfind(b"\n") + 1
         if end:
-            yield b"".join((rest, memoryview(piece)[:end]))  # one copy: they are large
-            rest = piece[end:]
+            yield b"".join((rest, memoryview(piece)[:end])).removeprefix(mark)  # one copy: they are large
+            rest, mark = piece[end:], b""
         else:
             rest += piece
         if len(rest) > MAX_LINE_BYTES:
@@ -125,10 +125,10 @@ def _pieces(file: io.BufferedIOBase, path: str, block_bytes: int) -> Iterator[by
     if damage is not None:
         raise damage  # the last line is a part of one
     if rest:
-        yield rest + b"\n"
+        yield rest.removeprefix(mark) + b"\n"
 
 
-def _clean(lines: bytes) -> bytes:
+def clean(lines: bytes) -> bytes:
     """UTF-8 with single line feeds and without blank lines."""
     if b"\r" in lines:
         lines = lines.replace(b"\r\n", b"\n").replace(b"\r", b" ")

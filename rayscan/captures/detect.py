@@ -21,7 +21,7 @@ from rayscan.captures.jsonlines import read_json
 from rayscan.captures.nfdump import read_nfdump, read_nfdump_text
 from rayscan.captures.pcap import read_pcap
 from rayscan.captures.pcapng import read_pcapng
-from rayscan.captures.source import BUFFER_BYTES, COMPRESSIONS, Decompressed, Source
+from rayscan.captures.source import BUFFER_BYTES, Decompressed, Source, compression_of
 from rayscan.captures.zeek import read_zeek, read_zeek_json
 from rayscan.config import CapturesConfig
 from rayscan.errors import FormatError
@@ -96,7 +96,7 @@ def open_capture(file: BinaryIO, path: str, config: CapturesConfig) -> tuple[str
     stream: io.BufferedReader[Any] = io.BufferedReader(Source(file), BUFFER_BYTES)
     stream.seek(0)
     head = stream.peek(1)
-    compression = _match(head, COMPRESSIONS)
+    compression = compression_of(head)
     if compression is not None:
         stream = io.BufferedReader(Decompressed(stream, path, compression, config), BUFFER_BYTES)
         head = stream.peek(1)

@@ -16,6 +16,7 @@ from rayscan.captures.headers import (
     DST_PORT,
     FINGERPRINT,
     IP_ID,
+    LEFT_OUT,
     PROTO,
     REACH,
     REASONS,

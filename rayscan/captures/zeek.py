@@ -23,7 +23,7 @@ tables share, and gives the same.
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import BinaryIO
 
@@ -34,7 +34,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from rayscan.captures.columns import BATCH, Batch, Converter, Reject, time_limits
-from rayscan.captures.delimited import Block, Header, parse, read_lines
+from rayscan.captures.delimited import Block, Header, clean, parse, read_pieces
 from rayscan.captures.jsonlines import read_objects
 from rayscan.captures.values import MISSING_TEXT, TCP_FLAGS, Bytes, Field, Ints, is_text, trimmed
 from rayscan.config import CapturesConfig
@@ -71,8 +71,9 @@ _SLOTS = (
 """Rows of the table that `_walk` fills: numbers or MISSING."""
 
 _TS, _SRC, _DST, _SRC_PORT, _DST_PORT, _PROTO, _SIZE, _PACKETS, _TCP_FLAGS, _IP_PROTO, _ICMP_CODE = range(11)
-_ODD = -1
-_TAB, _LINE_FEED = 9, 10
+_ODD = -2
+_TAB, _LINE_FEED, _RETURN, _HASH, _DASH, _POINT, _0, _9 = np.frombuffer(b"\t\n\r#-.09", np.uint8)
+_1, _2, _3, _18 = np.array([1, 2, 3, 18], np.uint64)
 _ICMP, _TCP, _UDP = 1, 6, 17
 
 Columns = dict[str, pa.Array]
@@ -194,14 +195,15 @@ class _Layout:
     def columns(self, block: Block) -> Columns:
         return {key: _set(block.columns[place], self.unset) for key, place in self.places().items()}
 
-    def slots(self) -> Ints | None:
-        """Row of `_walk`'s table for each field, -1 for none. None: it cannot read lines of this log."""
+    def slots(self) -> Ints:
+        """Row of `_walk`'s table for each field, -1 for none. Empty, so all lines are odd, where it cannot read
+        them."""
         if (
             self.separator != "\t"
             or {"label", "detailed"} & set(self.places())
             or set(self.unset) - set(_UNSET)
         ):
-            return None
+            return np.empty(0, np.int64)
         slots = np.full(len(self.names), -1, np.int64)
         for key, place in self.places().items():
             slots[place] = _SLOTS.index("tcp_flags" if key == "history" else key)
@@ -215,53 +217,32 @@ def read_zeek(file: BinaryIO, path: str, config: CapturesConfig, batch_rows: int
     FormatError for a log without a header, and, after the flows before it, for damage.
     """
     layout, flows, row = _Layout(), _Flows(path, config), 0
-    for text in read_lines(file, path, min(max(128 * batch_rows, 1 << 16), 16 << 20)):
-        for is_header, lines in _parts(text):
-            if is_header:
-                layout = layout.told(lines.decode().rstrip("\n"), path)
+    for text in read_pieces(file, path, min(max(128 * batch_rows, 1 << 16), 16 << 20)):
+        data, slots, place = np.frombuffer(text, np.uint8), layout.slots(), 0
+        most = min(batch_rows, len(text) // len(_REQUIRED) + 1)
+        while place < len(text):
+            start = place
+            if text.startswith(b"#", start):
+                place = text.index(b"\n", start) + 1
+                layout = layout.told(clean(text[start:place]).decode().rstrip("\n"), path)
+                slots = layout.slots()
                 continue
-            if not layout.names:
+            table, odd = np.empty((len(_SLOTS), most), np.int64), np.empty((3, most), np.int64)
+            place, n, n_odd = _walk(data, start, slots, flows.earliest, flows.latest, table, odd)
+            if n and not layout.names:
                 raise FormatError(path, "rows before a #fields line", row)
-            row = yield from _batches(lines, row, layout, flows, batch_rows)
+            if n_odd < n:
+                yield from _mostly_plain(text, row, layout, flows, table[:, :n], odd[:, :n_odd])
+            elif n:
+                yield from _odd(text[start:place], row, layout, flows)
+            row += n
 
 
-def _parts(text: bytes) -> Iterator[tuple[bool, bytes]]:
-    """Header lines one by one, and all lines between two of them together."""
-    start = 0
-    while start < len(text):
-        is_header = text.startswith(b"#", start)
-        end = text.find(b"\n" if is_header else b"\n#", start) + 1 or len(text)
-        yield is_header, text[start:end]
-        start = end
-
-
-def _batches(
-    text: bytes, row: int, layout: _Layout, flows: _Flows, batch_rows: int
-) -> Generator[Batch, None, int]:
-    """Flows of some lines whose first has the number `row`; returns the number behind them."""
-    data, slots, place = np.frombuffer(text, np.uint8), layout.slots(), 0
-    if slots is None:
-        yield from _any_lines(text, row, layout, flows, batch_rows)
-        return row + text.count(b"\n")
-    most = min(batch_rows, len(text) // len(slots) + 1)
-    while place < len(text):
-        start, table, odd = place, np.empty((len(_SLOTS), most), np.int64), np.empty((3, most), np.int64)
-        place, n, n_odd = _walk(data, start, slots, flows.earliest, flows.latest, table, odd)
-        if n_odd == n:
-            yield from _any_lines(text[start:place], row, layout, flows, batch_rows)
-        else:
-            yield from _mostly_plain(text, row, layout, flows, table[:, :n], odd[:, :n_odd])
-        row += n
-    return row
-
-
-def _any_lines(text: bytes, row: int, layout: _Layout, flows: _Flows, batch_rows: int) -> Iterator[Batch]:
+def _odd(text: bytes, row: int, layout: _Layout, flows: _Flows) -> Iterator[Batch]:
     block = _parsed(text, row, layout)
     yield from _ragged(block.ragged)
-    columns = layout.columns(block)
-    for start in range(0, len(block.rows), batch_rows):
-        part = slice(start, start + batch_rows)
-        yield flows.convert({key: column[part] for key, column in columns.items()}, block.rows[part])
+    if len(block.rows):
+        yield flows.convert(layout.columns(block), block.rows)
 
 
 def _mostly_plain(
@@ -298,7 +279,7 @@ def _parsed(text: bytes, row: int, layout: _Layout) -> Block:
     header = Header(layout.names, layout.separator, quotes=False)
     places, kinds = sorted(layout.places().values()), dict(enumerate(layout.types))
     types = {place: _TYPES[kinds[place]] for place in places if kinds.get(place) in _TYPES}
-    return parse(text, row, header, places, types, (*MISSING_TEXT, *layout.unset))
+    return parse(clean(text), row, header, places, types, (*MISSING_TEXT, *layout.unset))
 
 
 def _ragged(rows: Rows) -> Iterator[Batch]:
@@ -308,14 +289,21 @@ def _ragged(rows: Rows) -> Iterator[Batch]:
 
 @njit(cache=True, nogil=True)
 def _walk(
-    data: Bytes, place: int, slots: Ints, earliest: int, latest: int, table: Ints, odd: Ints
+    data: Bytes, start: int, slots: Ints, earliest: int, latest: int, table: Ints, odd: Ints
 ) -> tuple[int, int, int]:
-    """Read lines from `place` on until `table` (11, N) is full or they end: where that is, how many lines
-    there were, and how many are odd. Of these, `odd` (3, N) has number, begin and end."""
-    n, n_odd = 0, 0
+    """Read lines from `start` on until `table` (11, N) is full, a header begins or they end: where that is,
+    how many lines there were, without blank ones, and how many are odd. Of these, `odd` (3, N) has number,
+    begin and end."""
+    place, n, n_odd = np.uint64(start), 0, 0  # unsigned: places do not count from the end
     while place < len(data) and n < table.shape[1]:
         begin, field, plain = place, 0, True
-        table[:, n] = MISSING
+        if data[place] == _LINE_FEED or (data[place] == _RETURN and data[place + _1] == _LINE_FEED):
+            place += _1
+            continue
+        if data[place] == _HASH:
+            break
+        for k in range(len(table)):
+            table[k, n] = MISSING
         while True:
             slot = slots[field] if field < len(slots) else -1
             if slot >= 0:
@@ -323,16 +311,14 @@ def _walk(
                 table[slot, n] = value
                 plain &= value != _ODD and (data[place] == _TAB or data[place] == _LINE_FEED)
             while data[place] != _TAB and data[place] != _LINE_FEED:
-                place += 1
-            field, place = field + 1, place + 1
-            if data[place - 1] == _LINE_FEED:
+                place += _1
+            field, place = field + 1, place + _1
+            if data[place - _1] == _LINE_FEED:
                 break
-        if plain and field == len(slots) and _protocol_fits(table, n):
-            plain = earliest <= table[_TS, n] and table[_TS, n] < latest
-        else:
-            plain = False
-        if not plain:
-            table[:, n] = MISSING
+        plain &= field == len(slots) and _protocol_fits(table, n)
+        if not plain or table[_TS, n] < earliest or table[_TS, n] >= latest:
+            for k in range(len(table)):
+                table[k, n] = MISSING
             odd[0, n_odd], odd[1, n_odd], odd[2, n_odd] = n, begin, place
             n_odd += 1
         n += 1
@@ -348,22 +334,25 @@ def _value(data: Bytes, place: int, slot: int) -> tuple[int, int]:
         return _quad(data, place)
     if slot == _PROTO:
         return _protocol(data, place)
-    if slot >= _SIZE and data[place] == ord("-"):
-        return MISSING, place + 1
+    if slot >= _SIZE and data[place] == _DASH:
+        return MISSING, place + _1
     if slot == _TCP_FLAGS:
         return _history(data, place)
     value, place = _digits(data, place)
-    top = 2**63 - 1 if slot == _SIZE or slot == _PACKETS else 255 if slot == _IP_PROTO else 65_535
-    return value if value <= top else _ODD, place
+    if (slot < _SIZE and value > 65_535) or (slot == _IP_PROTO and value > 255):
+        value = _ODD
+    return value, place
 
 
 @njit(cache=True, nogil=True)
 def _digits(data: Bytes, place: int) -> tuple[int, int]:
-    """Up to 18 digits without a leading zero."""
+    """A number of up to 18 digits without a leading zero."""
     value, first = 0, place
-    while ord("0") <= data[place] <= ord("9") and place < first + 18:
-        value, place = value * 10 + np.int64(data[place]) - ord("0"), place + 1
-    plain = place > first and (data[first] != ord("0") or place == first + 1)
+    while _0 <= data[place] <= _9:
+        value = value * 10 + np.int64(data[place] - _0)
+        place += _1
+    size = place - first
+    plain = (_1 <= size <= _18) and (data[first] != _0 or size == _1)
     return value if plain else _ODD, place
 
 
@@ -373,10 +362,11 @@ def _time(data: Bytes, place: int) -> tuple[int, int]:
     general way takes, might not give the same."""
     seconds, place = _digits(data, place)
     micro, unit = 0, 1_000_000
-    if data[place] == ord("."):
-        place += 1
-        while ord("0") <= data[place] <= ord("9") and unit > 1:
-            micro, unit, place = micro * 10 + np.int64(data[place]) - ord("0"), unit // 10, place + 1
+    if data[place] == _POINT:
+        place += _1
+        while _0 <= data[place] <= _9 and unit > 1:
+            micro, unit = micro * 10 + np.int64(data[place] - _0), unit // 10
+            place += _1
         if unit == 1_000_000:
             seconds = _ODD
     return seconds * 1_000_000 + micro * unit if 0 <= seconds < 2**31 else _ODD, place
@@ -384,25 +374,26 @@ def _time(data: Bytes, place: int) -> tuple[int, int]:
 
 @njit(cache=True, nogil=True)
 def _quad(data: Bytes, place: int) -> tuple[int, int]:
-    octet, place = _digits(data, place)
-    value, plain = octet, 0 <= octet <= 255
-    for _ in range(3):
-        if not plain or data[place] != ord("."):
-            return _ODD, place
-        octet, place = _digits(data, place + 1)
-        value, plain = value << 8 | octet, 0 <= octet <= 255
+    value, plain = 0, True
+    for k in range(4):
+        if k:
+            plain &= data[place] == _POINT
+            place += _1 if plain else np.uint64(0)
+        octet, place = _digits(data, place)
+        value, plain = value << 8 | octet, plain and 0 <= octet <= 255
     return value if plain else _ODD, place
 
 
 @njit(cache=True, nogil=True)
 def _protocol(data: Bytes, place: int) -> tuple[int, int]:
     """A line feed ends the data, so no comparison reaches behind it."""
-    if data[place] == ord("t") and data[place + 1] == ord("c") and data[place + 2] == ord("p"):
-        return _TCP, place + 3
-    if data[place] == ord("u") and data[place + 1] == ord("d") and data[place + 2] == ord("p"):
-        return _UDP, place + 3
-    if data[place] == ord("i") and data[place + 1] == ord("c") and data[place + 2] == ord("m"):
-        return (_ICMP if data[place + 3] == ord("p") else _ODD), place + 4
+    a = data[place]
+    if a == ord("t") and data[place + _1] == ord("c") and data[place + _2] == ord("p"):
+        return _TCP, place + _3
+    if a == ord("u") and data[place + _1] == ord("d") and data[place + _2] == ord("p"):
+        return _UDP, place + _3
+    if a == ord("i") and data[place + _1] == ord("c") and data[place + _2] == ord("m"):
+        return (_ICMP if data[place + _3] == ord("p") else _ODD), place + _3 + _1
     return _ODD, place
 
 
@@ -410,7 +401,8 @@ def _protocol(data: Bytes, place: int) -> tuple[int, int]:
 def _history(data: Bytes, place: int) -> tuple[int, int]:
     bits, first = 0, place
     while _LETTERS[data[place]] >= 0:
-        bits, place = bits | _LETTERS[data[place]], place + 1
+        bits |= _LETTERS[data[place]]
+        place += _1
     return bits if place > first else _ODD, place
 
 

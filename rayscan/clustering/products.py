@@ -20,9 +20,9 @@ from rayscan.clustering.objective import F32, I64
 
 NEVER = np.float32(-1e30)
 
-DEPTH = 256
-"""Dimensions multiplied at a time on the CPU. Of longer sums OpenBLAS makes parts that differ with the number
-of its threads, and so does the rounding; of these it makes one."""
+DEPTH = 257
+"""Dimensions multiplied at a time on the CPU, 256 and one for the threshold. OpenBLAS may cut longer sums
+into parts that differ with the number of its threads, and so does the rounding."""
 
 _CPU_TILE, _TORCH_TILE = (1024, 1024), (16_384, 8192)
 _DEVICE: ContextVar[str | None] = ContextVar("products", default=None)

@@ -9,10 +9,9 @@ ten-thousandth; and up to SMALL distinct rows greedy additive edge contraction (
 the starts, so that the result is not below it.
 
 Equal data and seed give equal labels. Chance enters through seeded generators only, every move is decided in
-float64 from the sums, and products that only propose are cut into tiles of fixed shape. BLAS divides such a
-tile by rows and columns among its threads, not the sum behind one entry, so the number of threads changes
-no label where that was checked (OpenBLAS). Another BLAS or processor may round proposals otherwise and find
-another local optimum.
+float64 from the sums, and products that only propose are cut into tiles by the data alone, no deeper than
+what OpenBLAS adds up in one piece whatever the number of its threads (`products.inner`). Another BLAS or
+processor may round proposals otherwise and find another local optimum.
 """
 
 from __future__ import annotations

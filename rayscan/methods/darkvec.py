@@ -34,7 +34,7 @@ from rayscan.errors import ConfigError, DataError
 from rayscan.evaluation.neighbours import NONE, top_k
 from rayscan.evaluation.splits import TRAIN
 from rayscan.methods.method import Arrays, Embedded, Facts, Flows, flows_of, unit_rows
-from rayscan.methods.ports import MISSING_WORD, count_cells, positions
+from rayscan.methods.ports import ABSENT, count_cells, positions
 from rayscan.methods.words import Sentences, Skipgram, Words, learn, sentences, source_vectors
 
 F32 = NDArray[np.float32]
@@ -105,7 +105,7 @@ def service_of(flows: Flows, kind: str, commonest: Ints) -> Ints:
         return np.zeros(len(flows.src), np.int64)
     if kind == "auto":
         place = positions(commonest, flows.service)
-        return np.where(place == MISSING_WORD, len(commonest), place)
+        return np.where(place == ABSENT, len(commonest), place)
     if kind == "dks":
         return _port_class(flows)
     raise ConfigError(f"there is no kind of services {kind!r}; there are single, dks, auto")
@@ -171,14 +171,14 @@ class Darkvec:
         service = service_of(flows, self.facts["settings"]["services"], self.commonest)
         window = np.unique((flows.ts // HOUR_US << 32) + service, return_inverse=True)[1]
         sender = positions(self.senders, flows.src)
-        known = sender != MISSING_WORD
+        known = sender != ABSENT
         shared = np.intersect1d(window[known], window[~known])
         at = positions(shared, window)
-        met = (at != MISSING_WORD) & known
+        met = (at != ABSENT) & known
         present = count_cells(at[met], sender[met], (len(shared), len(self.senders)))
         present.data[:] = 1  # a sender counts once
         mean = present @ unit_rows(self.vectors) / present.sum(axis=1)[:, None]
-        asking = (at != MISSING_WORD) & ~known
+        asking = (at != ABSENT) & ~known
         return unit_rows(count_cells(flows.row[asking], at[asking], (n, len(shared))) @ mean)
 
 
@@ -238,5 +238,5 @@ def _port_class(flows: Flows) -> Ints:
     place = positions(services, flows.service)
     other = len(PORT_CLASSES) + np.searchsorted(PORT_RANGES, flows.port, side="right")
     other[flows.port < 0] = len(PORT_CLASSES) + len(PORT_RANGES) + 1
-    found = np.where(place == MISSING_WORD, other, classes[place])
+    found = np.where(place == ABSENT, other, classes[place])
     return np.where(flows.proto == ICMP, len(PORT_CLASSES) + len(PORT_RANGES) + 2, found)

@@ -31,7 +31,7 @@ from rayscan.methods.statistics import CommonServices, window_statistics
 F32 = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
-MISSING_WORD = -1
+ABSENT = -1
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Tfidf:
         """float32 (N, S)."""
         flows = flows_of(sequences)
         place = positions(self.services, flows.service)
-        known = place != MISSING_WORD
+        known = place != ABSENT
         shape = (sequences.num_rows, len(self.services))
         weighted = count_cells(flows.row[known], place[known], shape) @ sparse.diags_array(self.weights)
         lengths = np.sqrt(weighted.power(2).sum(axis=1))
@@ -110,11 +110,11 @@ def everything(vectors: F32) -> Embedded:
 
 
 def positions(known: Ints, values: Ints) -> Ints:
-    """Where each value stands in `known`, which ascends; `MISSING_WORD` for what is not there."""
+    """Where each value stands in `known`, which ascends; `ABSENT` for what is not there."""
     place = np.searchsorted(known, values)
     found = place < len(known)
     found[found] = known[place[found]] == values[found]
-    return np.where(found, place, MISSING_WORD)
+    return np.where(found, place, ABSENT)
 
 
 def fit(name: str, sequences: pa.Table, part: NDArray[np.int8], seed: int) -> PortShare | PortsSvd:

@@ -31,13 +31,15 @@ def window_statistics(sequences: pa.Table) -> tuple[list[str], F64]:
     """Names of the features and their values, float64 (N, features), for a table of `schema.SEQUENCES`."""
     flows = flows_of(sequences)
     n = sequences.num_rows
+    later = np.zeros(len(flows.row), np.bool_)  # not the first flow of its sequence
+    later[1:] = flows.row[1:] == flows.row[:-1]
     found: dict[str, F64] = {}
     lengths = np.bincount(flows.row, minlength=n).astype(np.float64)
     found["flows"] = np.log1p(lengths)
-    found |= _times(flows, n)
+    found |= _times(flows, later, n)
     found |= _spread("destination", flows.row, flows.dst, n)
     found |= _spread("service", flows.row, flows.service, n)
-    found |= _steps(flows, n)
+    found |= _steps(flows, later, n)
     for name, number in PROTOCOLS.items():
         found[f"share of {name}"] = _share(flows.row, flows.proto == number, n)
     for name, (low, high) in PORT_RANGES.items():
@@ -51,7 +53,7 @@ def window_statistics(sequences: pa.Table) -> tuple[list[str], F64]:
         found[f"share of {name}"] = np.where(
             _share(flows.row, known, n) > 0, _share(flows.row, set_, n), np.nan
         )
-    return list(found), np.column_stack(list(found.values())) if n else np.zeros((0, len(found)))
+    return list(found), np.column_stack(list(found.values()))
 
 
 class CommonServices:
@@ -81,12 +83,11 @@ class CommonServices:
         return np.asarray(counts / np.maximum(counts.sum(1, keepdims=True), 1))
 
 
-def _times(flows: Flows, n: int) -> dict[str, F64]:
+def _times(flows: Flows, later: NDArray[np.bool_], n: int) -> dict[str, F64]:
     """Logarithms of the gaps in seconds, and of how long the sequence lasts."""
-    same = np.r_[False, flows.row[1:] == flows.row[:-1]]
-    gaps = np.diff(flows.ts, prepend=flows.ts[:1]) / 1e6
-    found = _summary("log gap", flows.row[same], np.log1p(1e3 * gaps[same]), n)
-    lasting = np.bincount(flows.row[same], gaps[same], minlength=n)
+    gaps = np.diff(flows.ts, prepend=flows.ts[:1])[later] / 1e6
+    found = _summary("log gap", flows.row[later], np.log1p(1e3 * gaps), n)
+    lasting = np.bincount(flows.row[later], gaps, minlength=n)
     return found | {"log duration": np.log1p(1e3 * lasting)}
 
 
@@ -108,10 +109,11 @@ def _spread(name: str, row: Ints, value: Ints, n: int) -> dict[str, F64]:
     }
 
 
-def _steps(flows: Flows, n: int) -> dict[str, F64]:
+def _steps(flows: Flows, later: NDArray[np.bool_], n: int) -> dict[str, F64]:
     """Share of flows whose destination is the one before, or the next address up: how a scan walks."""
     known = flows.dst != MISSING
-    pair = np.r_[False, (flows.row[1:] == flows.row[:-1]) & known[1:] & known[:-1]]
+    pair = later & known
+    pair[1:] &= known[:-1]
     step = np.diff(flows.dst, prepend=flows.dst[:1])
     return {
         "share of repeated destinations": _mean(flows.row[pair], (step == 0)[pair].astype(np.float64), n),

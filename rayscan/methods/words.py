@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from rayscan.errors import DataError, ModelError
 from rayscan.evaluation.splits import TRAIN
 from rayscan.methods.method import Arrays, Embedded, Facts, Flows, flows_of, unit_rows
-from rayscan.methods.ports import MISSING_WORD, count_cells, everything, positions
+from rayscan.methods.ports import ABSENT, count_cells, everything, positions
 from rayscan.schema import MISSING
 
 F32 = NDArray[np.float32]
@@ -170,7 +170,7 @@ class Dante:
         """A sequence of which training knows no service is not covered."""
         flows = flows_of(sequences)
         place = positions(self.services, flows.service)
-        known = place != MISSING_WORD
+        known = place != ABSENT
         shape = (sequences.num_rows, len(self.services))
         counts = count_cells(flows.row[known], place[known], shape)
         return everything(unit_rows(counts @ self.vectors))
@@ -195,7 +195,7 @@ def source_vectors(sources: Ints, vectors: F32, sequences: pa.Table) -> F32:
     """The vector of each sequence's source, scaled to length 1; zeros where there is none."""
     place = positions(sources, sequences["src"].to_numpy())
     found = np.zeros((len(place), vectors.shape[1]), np.float32)
-    known = place != MISSING_WORD
+    known = place != ABSENT
     found[known] = vectors[place[known]]
     return unit_rows(found)
 

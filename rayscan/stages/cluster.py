@@ -7,6 +7,7 @@ others are clustered all the same.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -18,7 +19,7 @@ import ray
 from numpy.typing import NDArray
 
 from rayscan import schema
-from rayscan.clustering import Clusters, calibrate, products_on, solve_blocked, weights
+from rayscan.clustering import Clusters, Solution, calibrate, products_on, solve_blocked, weights
 from rayscan.clustering.objective import check_embeddings
 from rayscan.config import RunConfig, digest
 from rayscan.errors import ConfigError, DataError, FormatError, RayscanError
@@ -26,7 +27,7 @@ from rayscan.evaluation.splits import VALIDATION
 from rayscan.planning import Model, Unit
 from rayscan.progress import say, track
 from rayscan.stages.commits import PeriodCommits
-from rayscan.stages.session import run_tasks
+from rayscan.stages.session import check_room, run_tasks
 from rayscan.stages.similarity import sample_parts, vectors_of
 from rayscan.tables import CommitInfo, File, Workspace
 
@@ -60,7 +61,8 @@ def run(workspace: Workspace, config: RunConfig, model: Model, due: list[Unit], 
                 files, clusters = _solve_period(workspace, config, unit, threshold)
             except (DataError, FormatError) as error:
                 failures.append(error)
-                advance(1, f"{unit.key['period']}: failed")
+                say(f"cluster: {unit.key['period']} failed: {error}")
+                advance(1, "")
                 continue
             commits.add(unit, files)
             counts.periods += 1
@@ -115,16 +117,20 @@ def _solve_period(
         )
     except DataError as error:
         raise _located(workspace, blocks, error) from None
-    if solution.left > config.cluster.least_gain:
-        say(
-            f"cluster: {unit.key['period']} stopped after cluster.max_rounds = {solution.rounds}; "
-            f"the last round still raised the objective by {solution.left:.3%}"
-        )
+    if not solution.left <= config.cluster.least_gain:
+        stopped = f"{unit.key['period']} stopped after cluster.max_rounds = {solution.rounds}"
+        say(f"cluster: {stopped}; {_left(solution)}")
     write = partial(_write, workspace, unit.key, threshold)
     items = list(zip(blocks, solution.labels, strict=True))
     clusters = solution.clusters
     results = run_tasks(write, items, cpus=config.resources.cluster_cpus, ordered=True, shared=clusters)
     return [file for _, file in results], len(clusters)
+
+
+def _left(solution: Solution) -> str:
+    if math.isnan(solution.left):
+        return "no round has compared the sequences with all clusters"
+    return f"the last round still raised the objective by {solution.left:.3%}"
 
 
 def _blocks(files: Iterable[File], size: int) -> list[_Block]:
@@ -155,7 +161,7 @@ def _located(workspace: Workspace, blocks: Sequence[_Block], error: DataError) -
         except DataError as found:
             path = workspace.url(f"embeddings/{block.file.path}")
             return DataError(f"{path}, rows from {block.start} on: {found}")
-    return error
+    return DataError(f"{blocks[0].file.key['period']}: {error}")
 
 
 def _ray_map(config: RunConfig) -> Callable[[Callable[[Any, Any], Any], Sequence[Any], Any], Iterable[Any]]:
@@ -163,6 +169,7 @@ def _ray_map(config: RunConfig) -> Callable[[Callable[[Any, Any], Any], Sequence
     resources, where = config.resources, config.cluster.device
     gpus = 0 if where == "cpu" else resources.cluster_gpus or float(where == "cuda")
     device = "cuda" if gpus else None
+    check_room(resources.cluster_cpus, 0)
     there = ray.cluster_resources().get("GPU", 0) if gpus else 0
     if gpus > there:
         raise ConfigError(

@@ -287,7 +287,7 @@ class _Ledger:
             name = key_name({"capture": capture})
             self._release(path, capture, gone, done)
             self.known[path] = capture
-            there = name in done or stored[name] == self.version
+            there = done.get(name, stored[name]) == self.version
             if claimed.setdefault(capture, path) != path and there and result.flows:
                 same[path] = claimed[capture]
             elif not there:
@@ -298,7 +298,7 @@ class _Ledger:
         old = [file.path for file in self.flows.files() if _capture_of(file) in gone] if gone else []
         if done:
             self.flows.replace_files(old, new, done, self.info)
-        return same
+        return {path: twin for path, twin in same.items() if self.known[path] == self.known[twin]}
 
     def _release(self, path: str, capture: str, gone: set[str], done: dict[str, int]) -> None:
         """Content that `path` had before and that no other path has goes away."""

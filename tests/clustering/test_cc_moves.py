@@ -160,9 +160,8 @@ def test_torch_finds_what_numpy_does(device: str) -> None:
         torch_.improve()
     a, b = (objective(x, partition.labels, 0.5) for partition in (numpy, torch_))
     assert b == pytest.approx(a, rel=1e-3)  # another device may round otherwise and propose in another order
-    if device == "cpu":
-        assert np.array_equal(torch_.labels, numpy.labels)
     scorer = Scorer(numpy.clusters, 0.5)
+    scorer.moved.matrix.flags.writeable = False  # as it comes from Ray
     score, target = best_others(x, numpy.labels, scorer)
     with products_on(device):
         found = best_others(x, numpy.labels, scorer)
