@@ -80,7 +80,7 @@ CLUSTERS = pa.schema(
         pa.field("src", pa.int64(), nullable=False),
         pa.field("cluster", pa.int64(), nullable=False),  # 0, 1, ... within run and period
         pa.field("weight_own", pa.float64(), nullable=False),  # sum of similarity - threshold, own cluster
-        pa.field("weight_next", pa.float64()),  # the same for the best other cluster; null if there is none
+        pa.field("weight_next", pa.float64()),  # the same for the best other of the heavy ones; null if none
     ]
 )
 
@@ -146,7 +146,7 @@ CAPTURES = pa.schema(
         pa.field("modified", TIME),
         pa.field("format", pa.string(), nullable=False),
         pa.field("flows", pa.int64(), nullable=False),
-        pa.field("rejects", pa.int64(), nullable=False),  # rows that could not be read; of a damaged file, those counted
+        pa.field("rejects", pa.int64(), nullable=False),  # rows that could not be read, as far as counted
         pa.field("left_out", pa.int64(), nullable=False),  # rows that are no flows, or not by the settings
         pa.field("duplicates", pa.int64(), nullable=False),  # exact duplicate rows seen, kept or not
         pa.field("first", TIME),
@@ -167,5 +167,5 @@ REJECTS = pa.schema(
 
 LOST = ("rows", "left out", "values", "rest", "file")
 """Rows that could not be read; rows that were read and are no flows, by their kind or by a setting; values of
-optional columns, whose rows are there; the rest of a file from the offset on, of unknown size; a file of which
-nothing was read."""
+optional columns, whose rows are there; the rest of a file from the offset on, of unknown size; a file of
+which nothing was read."""

@@ -209,7 +209,7 @@ def lines(draw: st.DrawFn, names: list[str]) -> list[str]:
     )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.data())
 def test_the_compiled_loop_gives_what_the_general_way_gives(data: st.DataObject) -> None:
     names = data.draw(st.sampled_from([NAMES, NAMES[::-1], NAMES[:7], [*NAMES, "ip_proto"]]))

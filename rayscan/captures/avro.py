@@ -6,7 +6,8 @@ loop goes over the bytes once and keeps the wanted fields: several times the rat
 panics on damage and reserves whatever memory a damaged count asks for.
 
 Read are records of numbers, strings, arrays of whole numbers, and any of these or null. A block that cannot
-be decoded costs itself; where there is no mark behind a block, reading goes on behind the next mark. Source: Apache Avro 1.12 specification, "Object Container Files".
+be decoded costs itself; where there is no mark behind a block, reading goes on behind the next mark. Source:
+Apache Avro 1.12 specification, "Object Container Files".
 """
 
 from __future__ import annotations

@@ -18,9 +18,9 @@ to one port of a destination *network*.
 | tcp_flags   | tcp_flags                       | the most frequent of common_tcpflags                |
 | fingerprint | is_masscan                      | unknown                                             |
 
-`is_spoofed` is not used: its rule also marks every packet that is no ICMP and has a TTL of 200 or more, which
-those of ZMap have. Names are accepted as corsaro writes them (time, packet_cnt, tcp_flags) and as
-pyavro-stardust shows them (timestamp, packets, tcpflags).
+`is_spoofed` is not used: it is CAIDA's own guess, and flows that it marks are kept like all others.
+Names are accepted as corsaro writes them (time, packet_cnt, tcp_flags) and as pyavro-stardust shows
+them (timestamp, packets, tcpflags).
 
 Sources: libcorsaro_flowtuple.h and libcorsaro3_filtering.c of CAIDA/corsaro3, pyavro-stardust.
 """

@@ -99,12 +99,14 @@ def _solve_block(vectors: Floats, threshold: float, seed: int, thorough: bool) -
 def weights(vectors: Floats, labels: I64, clusters: Clusters, threshold: float) -> tuple[F64, F64]:
     """Weight of each point to the rest of its own cluster and to the best other one, float64 (B,) both.
 
-    `labels` (B,) number `clusters`. The second is NaN where there is no other cluster.
+    `labels` (B,) number `clusters`. The second is NaN where there is no other cluster. Of more than
+    HEAVY_CLUSTERS only the heaviest are asked, since light ones would cost a product for each pair of rows.
     """
     points = check_embeddings(vectors)
     own = _weight(points, labels, clusters, threshold) + threshold
     own -= np.einsum("ij,ij->i", points, points, dtype=np.float64)
-    _, target = best_others(points, labels, Scorer(clusters, threshold))
+    cut = heaviest(clusters, threshold, HEAVY_CLUSTERS)
+    _, target = best_others(points, labels, Scorer(clusters, threshold, cut=cut))
     best = _weight(points, np.maximum(target, 0), clusters, threshold) if len(clusters) else own
     return own, np.where(target == NEW, np.nan, best)
 

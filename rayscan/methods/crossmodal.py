@@ -68,6 +68,7 @@ GAP_STEPS = 1024
 """Steps between a gap and its double: log2(1 + 2^63 µs) is then still two bytes."""
 
 PORT_BUCKETS = 17  # 0, 1, 2-3, 4-7, ..., 32768-65535
+_FURTHEST = 10.0  # of a scaled feature: a rare bucket is hundreds of deviations off
 _CHUNK = 512
 
 
@@ -202,11 +203,11 @@ def tokens(windows: Windows) -> F64:
 
     Logarithms of bytes and of the gap in milliseconds, TTL, TCP flags, one of PORT_BUCKETS.
     """
-    size, gap, ttl, flags, port = (
-        _known(windows.column(name)[:, :TOKENS]) for name in ("size", "gap_us", "ttl", "tcp_flags", "dst_port")
-    )
-    bits = [np.where(np.isnan(flags), np.nan, np.nan_to_num(flags).astype(int) & b) for b in TCP_FLAGS.values()]
-    bucket = np.where(np.isnan(port), np.nan, np.ceil(np.log2(1 + port)))
+    names = ("size", "gap_us", "ttl", "tcp_flags", "dst_port")
+    size, gap, ttl, flags, port = (_known(windows.column(name)[:, :TOKENS]) for name in names)
+    set_ = np.nan_to_num(flags).astype(int)
+    bits = [np.where(np.isnan(flags), np.nan, set_ & bit != 0) for bit in TCP_FLAGS.values()]
+    bucket = np.ceil(np.log2(1 + port))
     buckets = [np.where(np.isnan(port), np.nan, bucket == k) for k in range(PORT_BUCKETS)]
     return np.stack([np.log1p(size), np.log1p(gap / 1e3), ttl / 255, *bits, *buckets], axis=-1)
 
@@ -224,7 +225,8 @@ def summary(windows: Windows) -> F64:
     lasting = np.nansum(gap, axis=1)
     seconds = 1e-3 * (1 + lasting)
     total = np.where(np.isnan(size).all(1), np.nan, np.nansum(size, axis=1))
-    whole = [np.log(np.maximum(count, 1)), np.log1p(lasting), np.log1p(count / seconds), np.log1p(total / seconds)]
+    rates = np.log1p(count / seconds), np.log1p(total / seconds)
+    whole = np.log(np.maximum(count, 1)), np.log1p(lasting), *rates
     return np.stack([*whole, *_moments(np.log1p(gap)), *_moments(np.log1p(size))], axis=-1)
 
 
@@ -268,16 +270,14 @@ class Scalings:
     @classmethod
     def learn(cls, recorded: Recorded, sample: Ints) -> Scalings:
         windows = recorded.windows(sample)
-        return cls(
-            Scaling.learn(summary(windows)), Scaling.learn(tokens(windows)[windows.real[:, :TOKENS]])
-        )
+        return cls(Scaling.learn(summary(windows)), Scaling.learn(tokens(windows)[windows.real[:, :TOKENS]]))
 
     def views(self, windows: Windows, shown: Mask | None = None) -> Views:
         """`shown` as for `image`; without it all flows are."""
         return Views(
             torch.from_numpy(image(windows, windows.real if shown is None else shown)),
-            torch.from_numpy(self.summary(summary(windows))),
-            torch.from_numpy(self.tokens(tokens(windows))),
+            torch.from_numpy(self.summary(summary(windows))).clamp(-_FURTHEST, _FURTHEST),
+            torch.from_numpy(self.tokens(tokens(windows))).clamp(-_FURTHEST, _FURTHEST),
             torch.from_numpy(windows.real[:, :TOKENS]),
         )
 
@@ -320,7 +320,7 @@ class Encoder(nn.Module):
         width, patches = settings.width, SIDE // settings.patch
         config = ModelConfig(d_model=width, heads=settings.heads, d_ff=2 * width, dropout=0, norm="pre")
         self.patches = nn.Conv2d(2, width, settings.patch, stride=settings.patch)
-        self.cls = nn.Parameter(torch.randn(width))
+        self.cls = nn.Parameter(torch.randn(width) / 50)
         self.image_layers = nn.ModuleList(Layer(config) for _ in range(settings.blocks))
         self.image_norm = nn.LayerNorm(width)
         self.summary, self.flow = nn.Linear(summaries, width), nn.Linear(features, width)
@@ -394,10 +394,8 @@ def pretrain(recorded: Recorded, rows: Ints, scalings: Scalings, settings: Setti
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         encoder = Encoder(len(scalings.summary.mean), len(scalings.tokens.mean), settings)
-    matrices = {id(module.weight) for module in encoder.modules() if isinstance(module, nn.Linear | nn.Conv2d)}
-    matrices |= {id(p) for name, p in encoder.named_parameters() if name.endswith("in_proj_weight")}
-    decaying = [p for p in encoder.parameters() if id(p) in matrices]
-    others = [p for p in encoder.parameters() if id(p) not in matrices]
+    decaying = [p for p in encoder.parameters() if p.ndim > 1]  # matrices; the rest are biases and norms
+    others = [p for p in encoder.parameters() if p.ndim <= 1]
     groups = [{"params": decaying, "weight_decay": settings.decay}, {"params": others, "weight_decay": 0}]
     optimiser = torch.optim.AdamW(groups)
 
@@ -413,7 +411,9 @@ def pretrain(recorded: Recorded, rows: Ints, scalings: Scalings, settings: Setti
         windows = recorded.windows(rng.choice(rows, min(settings.batch, len(rows)), replace=False))
         value = loss(view(windows), view(windows), temperature(step, settings), settings)
         if not torch.isfinite(value):
-            raise ModelError(f"crossmodal: the loss of step {step} is {value.item()}; look for extreme values")
+            raise ModelError(
+                f"crossmodal: the loss of step {step} is {value.item()}; look for extreme values"
+            )
         optimiser.zero_grad()
         value.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(encoder.parameters(), settings.clip)

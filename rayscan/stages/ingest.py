@@ -141,7 +141,8 @@ def ingest_file(workspace: Workspace, file: CaptureFile, config: RunConfig) -> I
     except OSError as error:
         result.end(f"cannot be read: {why(error)}", None, False)
     except Exception as error:  # a reader that fails on one file must not take the others along
-        result.end(f"reader failed: {type(error).__name__}: {error}", None, False)
+        text = f": {error}" if config.ingest.addresses == "raw" else ""  # it may quote an address
+        result.end(f"reader failed: {type(error).__name__}{text}", None, False)
     return result
 
 
