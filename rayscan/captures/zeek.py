@@ -397,8 +397,9 @@ def _protocol(data: Bytes, place: Any) -> tuple[Any, Any]:
         return _TCP, place + _3
     if a == ord("u") and data[place + _1] == ord("d") and data[place + _2] == ord("p"):
         return _UDP, place + _3
-    if a == ord("i") and data[place + _1] == ord("c") and data[place + _2] == ord("m"):
-        return (_ICMP if data[place + _3] == ord("p") else _ODD), place + _3 + _1
+    is_icm = a == ord("i") and data[place + _1] == ord("c") and data[place + _2] == ord("m")
+    if is_icm and data[place + _3] == ord("p"):
+        return _ICMP, place + _3 + _1
     return _ODD, place
 
 

@@ -13,16 +13,18 @@ way round, *before* fusion; NT-Xent (Chen et al. 2020) finds the other of two au
 by half a cosine: hard separation first, more tolerance of negatives that are none later.
 
 Captures have no payload here. The image is what a flow records, 16 bytes each, 100 flows: 40 × 40, with a
-second channel that says which bytes are recorded. The sequence has statistics of all flows of the image in
-front, whose output stands for the sequence, and the first 32 flows behind. The source's address is in
-neither. What telescope flows lack stays out: direction and window of a flow; packets keep their two bytes,
-empty, so that the image has the layout of captures that count them.
+second channel that says which bytes are recorded. The mean of its patches stands for it: a token of its own,
+as in CLIP, learns too slowly for the few steps that a CPU can do. The sequence has statistics of all flows of
+the image in front, whose output stands for the sequence, and the first 32 flows behind. The source's address
+is in neither. What telescope flows lack stays out (direction and window of a flow), but packets keep their
+two bytes, empty.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -74,8 +76,7 @@ _CHUNK = 512
 
 @dataclass(frozen=True)
 class Settings:
-    """Sized for a CPU. Ablations: `tau_first` = `tau_last` = 0.07 fixes the temperature, `fused` = 0 leaves
-    fusion untrained."""
+    """Sized for a CPU. `tau_first` = `tau_last` fixes the temperature."""
 
     patch: int = 4
     width: int = 64
@@ -194,7 +195,7 @@ def image(windows: Windows, shown: Mask) -> F32:
 def _whole(name: str, value: Ints) -> Ints:
     """The number whose bytes are drawn."""
     if name == "gap_us":
-        return np.round(GAP_STEPS * np.log2(1 + value.clip(0))).astype(np.int64)
+        return np.asarray(np.round(GAP_STEPS * np.log2(1 + value.clip(0))), np.int64)
     return value.clip(0, 2**24 - 1) if name == "size" else value
 
 
@@ -287,6 +288,14 @@ class Scalings:
 # ---------------------------------------------------------------------------------------------
 
 
+class Vectors(NamedTuple):
+    """Float32 (B, d_out), rows of length 1: of each view before fusion, and of both."""
+
+    image: Tensor
+    sequence: Tensor
+    fused: Tensor
+
+
 class Crossing(nn.Module):
     """Tokens of one view ask those of the other: attention and two linear maps, pre-norm."""
 
@@ -320,7 +329,6 @@ class Encoder(nn.Module):
         width, patches = settings.width, SIDE // settings.patch
         config = ModelConfig(d_model=width, heads=settings.heads, d_ff=2 * width, dropout=0, norm="pre")
         self.patches = nn.Conv2d(2, width, settings.patch, stride=settings.patch)
-        self.cls = nn.Parameter(torch.randn(width) / 50)
         self.image_layers = nn.ModuleList(Layer(config) for _ in range(settings.blocks))
         self.image_norm = nn.LayerNorm(width)
         self.summary, self.flow = nn.Linear(summaries, width), nn.Linear(features, width)
@@ -328,18 +336,18 @@ class Encoder(nn.Module):
         self.sequence_norm = nn.LayerNorm(width)
         self.image_out = nn.Linear(width, settings.d_out, bias=False)
         self.sequence_out = nn.Linear(width, settings.d_out, bias=False)
-        pairs = ([Crossing(width, settings.heads) for _ in range(2)] for _ in range(settings.crossings))
-        self.crossings = nn.ModuleList(nn.ModuleList(pair) for pair in pairs)
+        self.image_asks, self.sequence_asks = (
+            nn.ModuleList(Crossing(width, settings.heads) for _ in range(settings.crossings))
+            for _ in range(2)
+        )
         self.fused_out = nn.Linear(2 * width, settings.d_out)
         half = sinusoids(patches, width // 2)
         grid = torch.cat([half.repeat_interleave(patches, 0), half.repeat(patches, 1)], dim=1)
         self.register_buffer("grid", grid, persistent=False)
         self.register_buffer("line", sinusoids(TOKENS, width), persistent=False)
 
-    def forward(self, views: Views) -> tuple[Tensor, Tensor, Tensor]:
-        """Unit vectors (B, d_out) of the image, of the sequence, and of both fused."""
+    def forward(self, views: Views) -> Vectors:
         picture = self.patches(views.pixels).flatten(2).transpose(1, 2) + self.grid
-        picture = torch.cat([self.cls.expand(len(picture), 1, -1), picture], dim=1)
         for layer in self.image_layers:
             picture = layer(picture, None)
         picture = self.image_norm(picture)
@@ -348,12 +356,11 @@ class Encoder(nn.Module):
         for layer in self.sequence_layers:
             sequence = layer(sequence, mask[:, None, None])
         sequence = self.sequence_norm(sequence)
-        alone = self.image_out(picture[:, 0]), self.sequence_out(sequence[:, 0])
-        for of_image, of_sequence in self.crossings:  # type: ignore[misc]
-            picture, sequence = of_image(picture, sequence, ~mask), of_sequence(sequence, picture, None)
-        fused = self.fused_out(torch.cat([picture[:, 0], sequence[:, 0]], dim=1))
-        a, b, f = (nnf.normalize(vector, dim=1) for vector in (*alone, fused))
-        return a, b, f
+        alone = self.image_out(picture.mean(1)), self.sequence_out(sequence[:, 0])
+        for image_asks, sequence_asks in zip(self.image_asks, self.sequence_asks, strict=True):
+            picture, sequence = image_asks(picture, sequence, ~mask), sequence_asks(sequence, picture, None)
+        fused = self.fused_out(torch.cat([picture.mean(1), sequence[:, 0]], dim=1))
+        return Vectors(*(nnf.normalize(vector, dim=1) for vector in (*alone, fused)))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -367,11 +374,11 @@ def clip_loss(a: Tensor, b: Tensor, tau: float) -> Tensor:
     return (nnf.cross_entropy(logits, own) + nnf.cross_entropy(logits.T, own)) / 2
 
 
-def loss(first: tuple[Tensor, ...], second: tuple[Tensor, ...], tau: float, settings: Settings) -> Tensor:
+def loss(first: Vectors, second: Vectors, tau: float, settings: Settings) -> Tensor:
     """The loss above of what the encoder makes of two augmentations of the same sequences."""
-    aligned = (clip_loss(*first[:2], tau) + clip_loss(*second[:2], tau)) / 2
-    owner = torch.arange(len(first[2])).repeat(2)
-    return aligned + settings.fused * nt_xent(torch.cat([first[2], second[2]]), owner, tau)
+    aligned = sum(clip_loss(one.image, one.sequence, tau) for one in (first, second)) / 2
+    owner = torch.arange(len(first.fused)).repeat(2)
+    return aligned + settings.fused * nt_xent(torch.cat([first.fused, second.fused]), owner, tau)
 
 
 def temperature(step: int, settings: Settings) -> float:
@@ -399,10 +406,10 @@ def pretrain(recorded: Recorded, rows: Ints, scalings: Scalings, settings: Setti
     groups = [{"params": decaying, "weight_decay": settings.decay}, {"params": others, "weight_decay": 0}]
     optimiser = torch.optim.AdamW(groups)
 
-    def view(windows: Windows) -> tuple[Tensor, Tensor, Tensor]:
+    def view(windows: Windows) -> Vectors:
         changed = augment(windows, settings, rng)
         shown = changed.real & (rng.random(changed.real.shape) >= settings.hidden_cells)
-        found: tuple[Tensor, Tensor, Tensor] = encoder(scalings.views(changed, shown))
+        found: Vectors = encoder(scalings.views(changed, shown))
         return found
 
     for step in range(settings.steps):
@@ -445,7 +452,7 @@ class CrossModal:
             for start in range(0, n, _CHUNK):
                 rows = np.arange(start, min(start + _CHUNK, n))
                 views = self.scalings.views(recorded.windows(rows))
-                vectors[rows] = self.encoder(views)[2].numpy()
+                vectors[rows] = self.encoder(views).fused.numpy()
         covered = np.ones(n, np.bool_)
         return Embedded(unit_rows(vectors), covered, np.zeros_like(covered))
 

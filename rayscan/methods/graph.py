@@ -15,7 +15,8 @@ one day have the same. Training builds its graphs from training sequences only. 
 sequences given, and sources that training never saw are nodes like the others, made from their features and
 neighbours: what else is embedded along with a sequence counts, so give whole periods. The network is that of
 the day, or of the last one before that has one (the first for days before). Vectors are scaled by mean and
-deviation of the training hosts of the last days, as the authors scale theirs before they compare.
+deviation of the day's training hosts, as the authors scale theirs by those of all hosts before they compare:
+windows of the first days are short, and without this their vectors all lie apart from those of later days.
 
 Departures from the authors' code, which has errors:
 - The optimiser holds the weights that go on. (Theirs keeps those of the first day: i-gcn never learns again.)
@@ -34,7 +35,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -54,11 +55,14 @@ from rayscan.methods.snapshots import FEATURES, NEVER_RECORDED, Snapshot, same_n
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 Ints = NDArray[np.int64]
+T = TypeVar("T")
 
 UNKNOWN = 0
 _NEIGHBOURS = 3
 _SMALL_CLASS = 10
 _FLAT = 1e-6
+_ENOUGH = 25  # hosts to take a mean and a deviation from
+_SCALE = "scale"
 
 
 @dataclass(frozen=True)
@@ -107,15 +111,14 @@ class Convolution(nn.Module):
         self.bias = nn.Parameter(torch.empty(d_out).uniform_(-bound, bound))
 
     def forward(self, propagate: Tensor, x: Tensor) -> Tensor:
-        return torch.sparse.mm(propagate, x) @ self.weight + self.bias
+        found: Tensor = torch.sparse.mm(propagate, x) @ self.weight + self.bias
+        return found
 
 
 class Network(nn.Module):
-    """From snapshots to vectors of nodes; beside the weights it holds what scales features and vectors."""
+    """From snapshots to vectors of nodes."""
 
     largest: Tensor  # (2, features): by what features of hosts and of services are divided; 0 is unrecorded
-    mean: Tensor  # (d_out,) of vectors of hosts
-    deviation: Tensor
 
     def __init__(self, settings: Settings) -> None:
         super().__init__()
@@ -128,8 +131,6 @@ class Network(nn.Module):
             nn.Linear(2 * settings.d_out, settings.head), nn.ReLU(), nn.Linear(settings.head, 2)
         )
         self.register_buffer("largest", torch.zeros(2, len(FEATURES)))
-        self.register_buffer("mean", torch.zeros(settings.d_out))
-        self.register_buffer("deviation", torch.ones(settings.d_out))
 
     def forward(self, target: Snapshot, window: Sequence[Snapshot], taken_out: Ints | None = None) -> Tensor:
         """Vectors (nodes of `target`, d_out), made from a window of snapshots in order of time.
@@ -221,9 +222,29 @@ def train(snapshots: Sequence[Snapshot], settings: Settings, seed: int) -> tuple
         largest = np.max([snapshot.largest for snapshot in today], axis=0)
         network.largest.copy_(torch.maximum(network.largest, torch.from_numpy(largest)))
         epochs += _learn(network, optimiser, snapshots, today, settings, rng)
-        _learn_scale(network, snapshots, today, settings)
         found[today[0].number] = deepcopy(network).eval()
     return found, epochs
+
+
+def scales_of(
+    networks: dict[int, Network], snapshots: Sequence[Snapshot], settings: Settings
+) -> dict[int, F32]:
+    """Mean and deviation (2, d_out) of the vectors of each snapshot's hosts, by its number.
+
+    Where they are fewer than `_ENOUGH`, hosts of the snapshots before count too. None for snapshots whose
+    hosts have no vectors.
+    """
+    found: dict[int, F32] = {}
+    for end, target in enumerate(snapshots, 1):
+        rows = np.zeros((0, settings.d_out), np.float32)
+        for snapshot in reversed(snapshots[:end]):
+            if len(rows) >= _ENOUGH:
+                break
+            made, known = _hosts(_last(networks, target), snapshots, snapshot, settings)
+            rows = np.concatenate([rows, made[known]])
+        if len(rows):
+            found[target.number] = _mean_and_deviation(rows)
+    return found
 
 
 def outputs(network: Network, target: Snapshot, window: Sequence[Snapshot]) -> F32:
@@ -289,39 +310,26 @@ def _step(
     return float((logits.argmax(dim=1) == truth).float().mean())
 
 
-def _learn_scale(
-    network: Network, snapshots: Sequence[Snapshot], today: Sequence[Snapshot], settings: Settings
-) -> None:
-    """Mean and deviation of the vectors of hosts, over today's snapshots and those of the days before."""
-    first = today[0].number - settings.history
-    recent = [snapshot for snapshot in snapshots if first <= snapshot.number <= today[-1].number]
-    rows = np.concatenate(
-        [outputs(network, target, window_of(snapshots, target, settings)) for target in recent]
-    )
-    mean, deviation = _mean_and_deviation(rows)
-    network.mean.copy_(torch.from_numpy(mean))
-    network.deviation.copy_(torch.from_numpy(deviation))
-
-
-def _mean_and_deviation(rows: F32) -> tuple[F32, F32]:
-    """Per column; the deviation of a constant column is 1."""
+def _mean_and_deviation(rows: F32) -> F32:
+    """Per column, (2, columns); the deviation of a constant column is 1."""
     deviation = rows.std(axis=0)
-    return rows.mean(axis=0), np.where(deviation < _FLAT, 1, deviation).astype(np.float32)
+    return np.stack([rows.mean(axis=0), np.where(deviation < _FLAT, 1, deviation)])
 
 
 class Graph:
-    """`networks` by the number of the snapshot from which on they hold, ascending."""
+    """`networks` and `scales`, each by the number of the snapshot from which on it holds."""
 
-    def __init__(self, networks: dict[int, Network], facts: Facts) -> None:
-        self.networks, self.facts = networks, facts
+    def __init__(self, networks: dict[int, Network], scales: dict[int, F32], facts: Facts) -> None:
+        self.networks, self.scales, self.facts = networks, scales, facts
 
     @property
     def arrays(self) -> Arrays:
-        return {
+        weights = {
             f"{number}.{name}": value.numpy()
             for number, network in self.networks.items()
             for name, value in network.state_dict().items()
         }
+        return weights | {f"{number}.{_SCALE}": scale for number, scale in self.scales.items()}
 
     def embed(self, sequences: pa.Table) -> Embedded:
         settings = Settings(**self.facts["settings"])
@@ -333,9 +341,9 @@ class Graph:
             rows = np.flatnonzero(middle == target.number)
             if not len(rows):
                 continue
-            network = _network_of(self.networks, target)
-            made, known = _hosts(network, snapshots, target, settings)
-            scaled = (made - network.mean.numpy()) / network.deviation.numpy()
+            made, known = _hosts(_last(self.networks, target), snapshots, target, settings)
+            mean, deviation = _last(self.scales, target)
+            scaled = (made - mean) / deviation
             scaled[~known] = 0
             vectors[rows] = unit_rows(scaled)[positions(target.hosts, src[rows])]
         covered = np.asarray(vectors.any(axis=1))
@@ -367,7 +375,7 @@ def daily_scores(sequences: pa.Table, seed: int, settings: Settings, first: int 
     cosine. Hosts of classes with 10 or fewer on that day become unknown: unknown hosts are neighbours but
     are not scored. Labels are those of the sequences, the commonest if a host has several.
 
-    Raises DataError if there are not more than `first` snapshots.
+    Raises DataError if there are not more than `first` snapshots, or none for gcn-gru to learn from.
     """
     snapshots = _snapshots(sequences, settings)
     if len(snapshots) <= first:
@@ -375,12 +383,16 @@ def daily_scores(sequences: pa.Table, seed: int, settings: Settings, first: int 
             f"there are {len(snapshots)} snapshots and the first {first} are not scored; "
             "read more captures or score earlier ones"
         )
-    learnt_from = {"once": snapshots[:first], "anew": snapshots[first:], "carried": snapshots}
-    networks, _ = train(learnt_from[settings.regime], settings, seed)
+    learnt_from = {"once": snapshots[:first], "anew": snapshots[first:], "carried": snapshots}[
+        settings.regime
+    ]
+    if not learnt_from:
+        raise DataError("gcn-gru learns from the first snapshots, which are not scored; leave at least 1")
+    networks, _ = train(learnt_from, settings, seed)
     sources, labels = _labels(sequences)
     hosts, scores = [], []
     for target in snapshots[first:]:
-        made, _ = _hosts(_network_of(networks, target), snapshots, target, settings)
+        made, _ = _hosts(_last(networks, target), snapshots, target, settings)
         label = labels[positions(sources, target.hosts)]
         label = np.where(np.bincount(label)[label] > _SMALL_CLASS, label, UNKNOWN)
         scored = label != UNKNOWN
@@ -424,21 +436,21 @@ def _hosts(
     if settings.as_published and settings.regime == "once":
         window = window[:-1]
     if not window:
-        blank = np.zeros((len(target.hosts), len(network.mean)), np.float32)
+        blank = np.zeros((len(target.hosts), settings.d_out), np.float32)
         return blank, np.zeros(len(blank), np.bool_)
     known = np.isin(target.hosts, np.concatenate([snapshot.hosts for snapshot in window]))
     return outputs(network, target, window), known
 
 
-def _network_of(networks: dict[int, Network], target: Snapshot) -> Network:
+def _last(of: dict[int, T], target: Snapshot) -> T:
     """That of the snapshot, or of the last before it that has one; the first for earlier ones."""
-    return networks[max((number for number in networks if number <= target.number), default=min(networks))]
+    return of[max((number for number in of if number <= target.number), default=min(of))]
 
 
 def _middle(sequences: pa.Table) -> Ints:
     """When the middle flow of each sequence was, microseconds; of an even number, the later one."""
     length = sequences["length"].to_numpy().astype(np.int64)
-    return flows_of(sequences).ts[np.cumsum(length) - length + length // 2]
+    return np.asarray(flows_of(sequences).ts[np.cumsum(length) - length + length // 2])
 
 
 def _snapshots(sequences: pa.Table, settings: Settings) -> list[Snapshot]:
@@ -456,6 +468,9 @@ def fit_with(name: str, sequences: pa.Table, part: NDArray[np.int8], seed: int, 
     if len(training["src"].unique()) < 2:
         raise DataError(f"{name} needs two training sources; there are fewer: read more captures")
     networks, epochs = train(snapshots, settings, seed)
+    scales = scales_of(networks, snapshots, settings)
+    if not scales:
+        raise DataError(f"{name} as published knows nothing of the first day, and there is no other")
     recorded = np.any([network.largest.numpy().any(axis=0) for network in networks.values()], axis=0)
     facts: Facts = {
         "name": name,
@@ -467,17 +482,21 @@ def fit_with(name: str, sequences: pa.Table, part: NDArray[np.int8], seed: int, 
         "unrecorded": [feature for feature, has in zip(FEATURES, recorded, strict=True) if not has]
         + list(NEVER_RECORDED),
     }
-    return Graph(networks, facts)
+    return Graph(networks, scales, facts)
 
 
 def load(arrays: Arrays, facts: Facts) -> Graph:
     settings = Settings(**facts["settings"])
     weights: dict[int, dict[str, Tensor]] = {}
+    scales: dict[int, F32] = {}
     for key, value in arrays.items():
         number, name = key.split(".", 1)
-        weights.setdefault(int(number), {})[name] = torch.from_numpy(np.array(value))
-    networks = {number: Network(settings) for number in sorted(weights)}
-    for number, network in networks.items():
-        network.load_state_dict(weights[number])
-        network.eval()
-    return Graph(networks, facts)
+        if name == _SCALE:
+            scales[int(number)] = value
+        else:
+            weights.setdefault(int(number), {})[name] = torch.from_numpy(np.array(value))
+    networks = {}
+    for snapshot in sorted(weights):
+        networks[snapshot] = Network(settings).eval()
+        networks[snapshot].load_state_dict(weights[snapshot])
+    return Graph(networks, scales, facts)

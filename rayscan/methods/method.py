@@ -45,6 +45,9 @@ METHODS = {
 }
 """The module of each method."""
 
+ONE_VECTOR_A_SOURCE = ("gcn", "i-gcn", "gcn-gru", "i-gcn-gru", "darkvec", "i-darkvec", "ip2vec")
+"""Methods for which sequences of one source (and day, in graphs) have the same vector by construction."""
+
 
 class Embedded(NamedTuple):
     """Vectors of N sequences.
