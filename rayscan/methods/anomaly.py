@@ -140,7 +140,7 @@ def _numbers(column: pa.Array) -> F64:
 def _of_numbers(column: pa.Array, numbers: F64) -> bool:
     """Whether most of what is there is numbers: else a stray one in a column of words would cost all rows."""
     there = len(column) - trimmed(column).null_count
-    return 2 * int((~np.isnan(numbers)).sum()) > there
+    return bool(2 * (~np.isnan(numbers)).sum() > there)
 
 
 def complete(features: F64, labels: Texts) -> tuple[F64, Texts, int]:

@@ -47,7 +47,6 @@ from torch.nn import functional as nnf
 from rayscan.errors import DataError, ModelError
 from rayscan.evaluation.neighbours import macro_f1, top_k, vote
 from rayscan.evaluation.splits import TRAIN
-from rayscan.methods.darkvec import DAY_US
 from rayscan.methods.method import Arrays, Embedded, Facts, flows_of, unit_rows
 from rayscan.methods.ports import ABSENT, positions
 from rayscan.methods.snapshots import FEATURES, NEVER_RECORDED, Snapshot, same_nodes, snapshots_of
@@ -56,6 +55,8 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 Ints = NDArray[np.int64]
 T = TypeVar("T")
+
+DAY_US = 24 * 3_600_000_000
 
 UNKNOWN = 0
 _NEIGHBOURS = 3
