@@ -122,6 +122,14 @@ def test_statistics_by_hand():
     assert np.isnan(found["mean ttl"]) and np.isnan(found["share of syn"])
 
 
+def test_flows_keep_the_destinations_that_are_recorded():
+    table = sequences_of([[{"dst": 7}, {"dst": 8}], [{}, {}], [{"dst": 9}]])
+    lists = table["dst"].to_pylist()
+    lists[1] = None
+    table = table.set_column(table.column_names.index("dst"), table.field("dst"), [lists])
+    assert flows_of(table).dst.tolist() == [7, 8, -1, -1, 9]
+
+
 def test_no_sequences_have_no_statistics():
     names, values = window_statistics(SEQUENCES.empty_table())
     assert values.shape == (0, len(names)) and len(names) == 32

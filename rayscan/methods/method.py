@@ -126,9 +126,12 @@ def flows_of(sequences: pa.Table) -> Flows:
     row = np.repeat(np.arange(sequences.num_rows), lengths)
     values = {name: list_values(column) for name, column in lists.items()}
     dst = list_column(sequences, "dst")
-    values["dst"] = np.full(len(row), MISSING) if dst.null_count else list_values(dst)
-    if len({len(column) for column in values.values()}) != 1:
+    recorded = pc.is_valid(dst).to_numpy(zero_copy_only=False)[row]
+    destinations = list_values(dst)
+    if {len(values["proto"]), len(values["dst_port"])} != {len(row)} or len(destinations) != recorded.sum():
         raise DataError("lists of the sequences differ in length; make the sequences anew")
+    values["dst"] = np.full(len(row), MISSING)
+    values["dst"][recorded] = destinations
     start = sequences["start"].cast(pa.int64()).to_numpy()
     since = np.cumsum(values["gap_us"])
     first = np.r_[0, np.cumsum(lengths)[:-1]] if len(lengths) else lengths

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from rayscan.methods.method import flows_of, list_column, list_values
+from rayscan.methods.method import flows_of
 from rayscan.methods.ports import ABSENT, positions
+from rayscan.methods.statistics import recorded
 from rayscan.schema import MISSING
 
 F32 = NDArray[np.float32]
@@ -80,7 +80,7 @@ def snapshots_of(sequences: pa.Table, length_us: int, commonest: int, *, log_wei
     With `log_weights`, ln(1 + flows) takes the place of flows, in edges and features alike.
     """
     flows = flows_of(sequences)
-    recorded = [_recorded(sequences, name) for name in ("size", "ttl")]
+    noted = [recorded(sequences, name) for name in ("size", "ttl")]
     number = flows.ts // length_us
     order = np.argsort(number, kind="stable")
     numbers, begins = np.unique(number[order], return_index=True)
@@ -90,7 +90,7 @@ def snapshots_of(sequences: pa.Table, length_us: int, commonest: int, *, log_wei
             flows.src[rows],
             flows.service[rows],
             flows.dst[rows],
-            [values[rows] for values in recorded],
+            [values[rows] for values in noted],
             commonest,
             log_weights,
         )
@@ -106,7 +106,7 @@ def same_nodes(of: Snapshot, among: Snapshot) -> Ints:
 
 
 def _snapshot(
-    number: int, src: Ints, service: Ints, dst: Ints, recorded: list[F64], commonest: int, log: bool
+    number: int, src: Ints, service: Ints, dst: Ints, noted: list[F64], commonest: int, log: bool
 ) -> Snapshot:
     found, flows = np.unique(service, return_counts=True)
     common = np.sort(found[np.lexsort((found, -flows))[:commonest]])
@@ -120,12 +120,12 @@ def _snapshot(
     of_hosts = [
         _count_and_five(edge_host, weight, h),
         _count_and_five(dst_host, dst_weight, h),
-        *(_five(host, values, h) for values in recorded),
+        *(_five(host, values, h) for values in noted),
     ]
     of_services = [
         _count_and_five(edge_port, weight, s),
         np.zeros((s, 1 + len(_FIVE))),
-        *(_five(port, values, s) for values in recorded),
+        *(_five(port, values, s) for values in noted),
     ]
     features = np.concatenate([np.hstack(of_hosts), np.hstack(of_services)])
     return Snapshot(
@@ -166,13 +166,3 @@ def _five(group: Ints, value: F64, n: int) -> F64:
     np.maximum.at(largest, group, value)
     deviation = np.sqrt(squares / np.maximum(count - 1, 1))
     return np.where(count[:, None] > 0, np.column_stack([least, largest, total, mean, deviation]), 0)
-
-
-def _recorded(sequences: pa.Table, name: str) -> F64:
-    """A column of lists end to end, one value per flow, NaN where not recorded."""
-    lists = list_column(sequences, name)
-    has = np.repeat(pc.is_valid(lists).to_numpy(zero_copy_only=False), sequences["length"].to_numpy())
-    values = np.full(len(has), np.nan)
-    found = list_values(lists)
-    values[has] = np.where(found == MISSING, np.nan, found)
-    return values

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from rayscan.methods.method import Flows, flows_of, list_values
+from rayscan.methods.method import Flows, flows_of, list_column, list_values
 from rayscan.schema import MISSING
 
 F64 = NDArray[np.float64]
@@ -45,8 +45,8 @@ def window_statistics(sequences: pa.Table) -> tuple[list[str], F64]:
     for name, (low, high) in PORT_RANGES.items():
         found[f"share of {name} ports"] = _share(flows.row, (flows.port >= low) & (flows.port < high), n)
     for name in ("ttl", "size"):
-        found |= _summary(name, flows.row, _recorded(sequences, name, len(flows.row)), n)
-    flags = _recorded(sequences, "tcp_flags", len(flows.row))
+        found |= _summary(name, flows.row, recorded(sequences, name), n)
+    flags = recorded(sequences, "tcp_flags")
     for name, bit in TCP_FLAGS.items():
         known = ~np.isnan(flags)
         set_ = known & ((np.where(known, flags, 0).astype(np.int64) & bit) != 0)
@@ -121,14 +121,13 @@ def _steps(flows: Flows, later: NDArray[np.bool_], n: int) -> dict[str, F64]:
     }
 
 
-def _recorded(sequences: pa.Table, name: str, flows: int) -> F64:
-    """A per-flow column end to end, NaN where not recorded."""
-    lists = pa.chunked_array(sequences[name]).combine_chunks()
-    lengths = sequences["length"].to_numpy()
-    has = np.repeat(pc.is_valid(lists).to_numpy(zero_copy_only=False), lengths)
-    values = np.full(flows, np.nan)
-    recorded = list_values(lists).astype(np.float64)
-    values[has] = np.where(recorded == MISSING, np.nan, recorded)
+def recorded(sequences: pa.Table, name: str) -> F64:
+    """A list column end to end, one value per flow, NaN where it is not recorded: float64 (F,)."""
+    lists = list_column(sequences, name)
+    has = np.repeat(pc.is_valid(lists).to_numpy(zero_copy_only=False), sequences["length"].to_numpy())
+    values = np.full(len(has), np.nan)
+    found = list_values(lists)
+    values[has] = np.where(found == MISSING, np.nan, found)
     return values
 
 
