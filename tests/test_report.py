@@ -201,6 +201,17 @@ def test_verdict_counts_what_was_lost(data: ReportData) -> None:
 # ---------------------------------------------------------------------------------------------
 
 
+def test_sentences_stand_apart(data: ReportData) -> None:
+    clusters = data.clusters
+    for name, value in {"labelled": 0, "zmap": None, "masscan": None, "mirai": None}.items():
+        at = clusters.schema.get_field_index(name)
+        column = pa.array([value] * clusters.num_rows, clusters.schema.field(name).type)
+        clusters = clusters.set_column(at, name, column)
+    text = render(replace(data, clusters=clusters))
+    assert "No capture labels its sources. No capture records what" in text
+    assert "Mirai. No list of known" in text
+
+
 def test_sections_are_in_order(page: Page) -> None:
     sections = [attrs["id"] for tag, attrs in page.tags if tag == "section"]
     assert sections == ["read", "clusters", "map", "trust", "run"]
