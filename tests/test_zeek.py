@@ -225,6 +225,13 @@ def test_each_odd_value_alone(proto: str) -> None:
     same_both_ways(log(*rows, names=names, types=[]), 1000)
 
 
+def test_a_log_cut_in_its_header_is_no_empty_log() -> None:
+    for length in (12, 25, 60):
+        with pytest.raises(FormatError, match="ends before a #fields line"):
+            read(log(["x"])[:length])
+    assert read(log()).flows.num_rows == 0
+
+
 def test_a_line_that_ends_in_half_a_word() -> None:
     names = [*(name for name in NAMES if name != "proto"), "proto"]
     first = {n: FIELDS[n][0] for n in names}

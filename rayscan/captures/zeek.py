@@ -237,6 +237,8 @@ def read_zeek(file: BinaryIO, path: str, config: CapturesConfig, batch_rows: int
             elif n:
                 yield from _odd(text[start:place], row, layout, flows)
             row += n
+    if not layout.names:
+        raise FormatError(path, "the log ends before a #fields line")
 
 
 def _odd(text: bytes, row: int, layout: _Layout, flows: _Flows) -> Iterator[Batch]:
