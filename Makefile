@@ -28,8 +28,9 @@ demo: $(READY)
 	$(VENV)/bin/rayscan run --workspace $(DEMO)/workspace --preset quick \
 	  --set captures.paths=$(DEMO)/telescope/captures || test $$? -eq 4
 
+# Two processes: much of a test's time goes by while a Ray starts.
 test: $(READY)
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .
