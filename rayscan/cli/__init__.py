@@ -1,0 +1,71 @@
+"""The command line: each command a few lines over `pipeline.py`, one module a topic.
+
+Text for people goes to stderr, data to stdout. Exit codes: 0 done, 1 failed, 2 bad usage or configuration,
+3 done but some inputs were rejected, 4 nothing to do. Heavy libraries are imported when a command needs them,
+so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+import rayscan
+from rayscan.cli import captures, cluster, methods, scanners, settings, stages, workspace
+from rayscan.cli.options import EPILOG
+from rayscan.errors import RayscanError
+
+
+class _Group(click.Group):
+    """Shows expected errors without a traceback, and suggests the nearest command."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except RayscanError as error:
+            click.echo(f"rayscan: {error}", err=True)
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("rayscan: stopped; what was committed stays, run again to go on", err=True)
+            ctx.exit(130)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)  # in the order of the pipeline
+
+
+@click.group(cls=_Group, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(rayscan.__version__, prog_name="rayscan")
+def main() -> None:
+    """Which sources of a network telescope behave alike, and who belongs to one campaign.
+
+    `rayscan run` does everything that is due, from captures to a report, and nothing twice. The commands
+    named after a stage do that stage alone. Try it on simulated traffic:
+
+    \b
+      rayscan simulate /tmp/telescope
+      rayscan run -w /tmp/ws --preset quick --set captures.paths=/tmp/telescope/captures
+    """
+
+
+for command in (
+    captures.simulate,
+    stages.run_command,
+    captures.ingest,
+    captures.inspect,
+    stages.sequences,
+    stages.train,
+    stages.tune,
+    stages.embed,
+    cluster.cluster,
+    stages.campaigns,
+    stages.evaluate,
+    methods.compare,
+    stages.report,
+    methods.clan,
+    workspace.status,
+    workspace.vacuum,
+    scanners.scanners_group,
+    settings.config_group,
+):
+    main.add_command(command)

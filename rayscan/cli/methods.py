@@ -1,0 +1,159 @@
+"""Other methods, to compare with."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rayscan import config as configuration
+from rayscan.cli.options import (
+    EPILOG,
+    address_option,
+    config_options,
+    json_option,
+    show_rows,
+    workspace_option,
+)
+
+
+@click.command(epilog=EPILOG)
+@click.option(
+    "--methods",
+    default="all",
+    show_default=True,
+    help="Names with commas between them, or all; docs/methods.md.",
+)
+@click.option(
+    "--period", "periods", multiple=True, help="A period to compare on; may be repeated. [default: all]"
+)
+@click.option(
+    "--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Seeds of each method."
+)
+@workspace_option
+@config_options
+@address_option
+@json_option
+def compare(
+    methods: str,
+    periods: tuple[str, ...],
+    seeds: int,
+    workspace: str,
+    preset: str,
+    config_file: Path | None,
+    sets: tuple[str, ...],
+    address: str | None,
+    as_json: bool,
+) -> None:
+    """Rate other published methods on the same sequences, beside the workspace's own embeddings.
+
+    Each method and seed is a Ray task; what is there already is not computed again. "-" stands for what a
+    method cannot be rated on, such as telling that two sequences are of one source when it has one vector a
+    source.
+    """
+    from rayscan.methods.compare import as_rows, names_of
+
+    config = configuration.load(preset, config_file, sets)
+    wanted = names_of([name.strip() for name in methods.split(",")])
+    from rayscan import planning
+    from rayscan.stages import compare as stage
+    from rayscan.stages.session import session
+    from rayscan.tables import Workspace
+
+    place = Workspace.open(workspace)
+    with session(config.resources, address):
+        found = stage.run(place, config, planning.find_model(place, config), wanted, periods, seeds)
+    rows = as_rows(found)
+    if as_json:
+        click.echo(json.dumps({"table": rows, "runs": found}, indent=1))
+        return
+    lines = [
+        [name.replace("_", " ") for name in rows[0]],
+        *(list(map(_compared, row.values())) for row in rows),
+    ]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for name, *figures in lines:  # plain text: wider than a narrow terminal, but whole
+        cells = [figure.rjust(width) for figure, width in zip(figures, widths[1:], strict=True)]
+        click.echo("  ".join([name.ljust(widths[0]), *cells]))
+
+
+def _compared(value: str | int | float | None) -> str:
+    if isinstance(value, float):
+        return f"{value:.3f}" if abs(value) < 2 else f"{value:.1f}"
+    return "-" if value is None else str(value)
+
+
+@click.command(epilog=EPILOG)
+@click.option(
+    "--csv",
+    "path",
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Delimited text with a header line, also compressed.",
+)
+@click.option("--label-column", required=True, help="Column that says what a row is.")
+@click.option("--benign", default="benign", show_default=True, help="Label of the usual rows.")
+@click.option("--few", default="", metavar="K,K,...", help="Train on with K labelled rows of each class too.")
+@click.option("--steps", type=click.IntRange(min=1), help="Steps of pre-training.  [default: 300]")
+@click.option("--seed", default=0, show_default=True, help="Seed of the split and of training.")
+@json_option
+def clan(
+    path: Path, label_column: str, benign: str, few: str, steps: int | None, seed: int, as_json: bool
+) -> None:
+    """Tell attacks from benign flows by CLAN's own protocol, on any labelled table of flows.
+
+    An encoder learns from half of the benign rows. Each other class is told from the other half: AUROC, as it
+    is, also below 0.5. With --few, the encoder then learns classes from a few rows of each. Columns that say
+    who or when are left out, and rows without a number in every column dropped; both are shown.
+
+    \b
+      rayscan clan --csv lycos.csv.gz --label-column label --few 8,64
+    """
+    ks = few.split(",") if few else []
+    if not all(k.strip().isdecimal() and int(k) for k in ks):
+        raise click.BadParameter(f"{few!r} is no list of numbers from 1 on, such as 8,16", param_hint="--few")
+    from rayscan.captures.detect import open_capture
+    from rayscan.config import CapturesConfig
+    from rayscan.methods import anomaly
+    from rayscan.methods.clan import Settings
+    from rayscan.progress import say
+
+    with path.open("rb") as file:
+        _, stream = open_capture(file, str(path), CapturesConfig(format="csv"))
+        rows = anomaly.read_rows(stream, str(path), label_column)
+    settings = Settings() if steps is None else Settings(steps=steps)
+    say(
+        f"clan: {len(rows.labels):,} rows of {len(rows.names)} features; {rows.dropped:,} rows dropped that "
+        f"lack a number or a label, {rows.ragged:,} lines unread that have another number of fields"
+    )
+    for name, reason in rows.left_out.items():
+        say(f"column `{name}` is left out: it {reason}")
+    found = anomaly.run(rows, benign, [int(k) for k in ks], seed, settings, anomaly.Tuning())
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+    else:
+        _show_clan(found)
+    sys.exit(3 if rows.ragged else 0)
+
+
+def _show_clan(found: dict[str, Any]) -> None:
+    zero_day = found["zero_day"]
+    classes = [
+        {"class": name, "rows": found["classes"][name], "auroc": f"{value:.4f}",
+         "": "zero-day" if name in zero_day else ""}
+        for name, value in found["auroc"].items()
+    ]  # fmt: skip
+    attacks = sum(row["rows"] for row in classes)
+    show_rows(
+        [*classes, {"class": "mean", "rows": attacks, "auroc": f"{found['mean_auroc']:.4f}", "": ""}], False
+    )
+    if found["few"]:
+        click.echo()
+        rows = [
+            {"rows of each class": int(k), **{name: f"{value:.4f}" for name, value in scores.items()}}
+            for k, scores in found["few"].items()
+        ]
+        show_rows(rows, False)

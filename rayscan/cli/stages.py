@@ -1,0 +1,171 @@
+"""`run`, and the stages one at a time."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rayscan import config as configuration
+from rayscan.cli.options import EPILOG, from_option, model_option, stage_options
+from rayscan.cli.workspace import show_status
+
+
+def execute(
+    stages: tuple[str, ...],
+    workspace: str,
+    preset: str,
+    config_file: Path | None,
+    sets: tuple[str, ...],
+    address: str | None,
+    as_json: bool,
+    dry_run: bool,
+    fresh: bool = False,
+    model: str | None = None,
+    start: str | None = None,
+) -> None:
+    config = configuration.load(preset, config_file, sets)
+    from rayscan import models, pipeline, planning
+    from rayscan.tables import Workspace
+
+    place = Workspace(str(workspace) if "://" in workspace else str(Path(workspace).expanduser().absolute()))
+    found = None if model is None else models.named(place, model)
+    begun = None if start is None else models.named(place, start)
+    config = config if found is None else models.using(config, found)
+    config = config if begun is None else models.starting_from(config, begun)
+    if dry_run:
+        show_status(pipeline.plan(workspace, config, found.model if found else None), as_json, stages)
+        return
+    if config.captures.paths:
+        planning.find_captures(config.captures, workspace)  # says what is missing before anything is made
+    opened = Workspace.open(workspace, config.ingest if config.captures.paths else None)
+    for one in (found, begun):
+        if one is not None:
+            models.bring_in(opened, one)
+    outcome = pipeline.Run(opened, config, address).execute(stages, fresh)
+    if outcome.exit_code == pipeline.NOTHING_TO_DO:
+        click.echo(f"nothing to do: everything in {opened.uri} is up to date", err=True)
+    if as_json:
+        click.echo(json.dumps(asdict(outcome), indent=1))
+    elif "report" in stages and outcome.report:
+        click.echo("the report:", err=True)
+        click.echo(outcome.report)
+    sys.exit(outcome.exit_code)
+
+
+@click.command("run", epilog=EPILOG)
+@model_option
+@from_option
+@stage_options
+def run_command(**options: Any) -> None:
+    """Do everything that is due, from captures to the report.
+
+    Finished work is never done twice: run it again after a crash, after new captures, or with other
+    settings, and only what they touch is done.
+    """
+    from rayscan.planning import STAGES
+
+    execute(STAGES, **options)
+
+
+@click.command(epilog=EPILOG)
+@stage_options
+def sequences(**options: Any) -> None:
+    """Cut each source's flows into sequences."""
+    execute(("sequences",), **options)
+
+
+@click.command(epilog=EPILOG)
+@click.option("--fresh", is_flag=True, help="Train again, in place of the model that these settings have.")
+@from_option
+@stage_options
+def train(**options: Any) -> None:
+    """Train the encoder on sequences, without labels.
+
+    A killed training goes on from its last checkpoint when it is started again. With --from, the model of an
+    earlier period is trained on; how well it separates the new data before and after stands beside the new
+    model (drift.json):
+
+    \b
+      rayscan train -w WS --from 3f0c5a1b9d2e4f60 --set train.periods=2024-03 --set train.steps=300
+    """
+    execute(("train",), **options)
+
+
+@click.command(epilog=EPILOG)
+@stage_options
+def tune(
+    workspace: str,
+    preset: str,
+    config_file: Path | None,
+    sets: tuple[str, ...],
+    address: str | None,
+    as_json: bool,
+    dry_run: bool,
+) -> None:
+    """Try settings on the workspace's sequences and write down the best.
+
+    What to vary stands in section `tune`. Trials train for a few steps, the best of them for several times as
+    many, and so on up to train.steps. They are ranked by how well they separate sources that training has not
+    seen. Prints the path of the best settings, a file for `rayscan train --config`. A sweep that was killed
+    goes on where it was.
+
+    \b
+      rayscan tune -w WS --set 'tune.space={train.learning_rate: {loguniform: [1e-4, 1e-2]}}'
+    """
+    config = configuration.load(preset, config_file, sets)
+    from rayscan import pipeline
+    from rayscan.tables import Workspace
+
+    opened = Workspace.open(workspace)
+    if dry_run:
+        click.echo(json.dumps(pipeline.plan_tune(opened, config), indent=1))
+        return
+    code, facts = pipeline.tune(opened, config, address)
+    if as_json:
+        click.echo(json.dumps(facts, indent=1))
+    else:
+        changed = ", ".join(f"{path} {value}" for path, value in facts["best"].items())
+        what = "nothing to do: this sweep is done" if code == pipeline.NOTHING_TO_DO else facts["status"]
+        click.echo(f"tune: {what}; best of {facts['trials']} trials: {changed or 'unchanged'}", err=True)
+        figures = [facts["separation"], facts["separation_unchanged"]]
+        best, unchanged = ("failed" if x is None else f"{x:.4f}" for x in figures)
+        click.echo(f"separation {best}; settings unchanged {unchanged}; see {facts['page']}", err=True)
+        click.echo(facts["config"])
+    sys.exit(code)
+
+
+@click.command(epilog=EPILOG)
+@model_option
+@stage_options
+def embed(**options: Any) -> None:
+    """Turn every sequence into a vector with the trained model."""
+    execute(("embed",), **options)
+
+
+@click.command(epilog=EPILOG)
+@model_option
+@stage_options
+def campaigns(**options: Any) -> None:
+    """Follow clusters from period to period: born, continued, split, merged, gone."""
+    execute(("campaigns",), **options)
+
+
+@click.command(epilog=EPILOG)
+@model_option
+@stage_options
+def evaluate(**options: Any) -> None:
+    """Measure how well similarity tells sources apart, and clusters against labels."""
+    execute(("evaluate",), **options)
+
+
+@click.command(epilog=EPILOG)
+@model_option
+@stage_options
+def report(**options: Any) -> None:
+    """Write the HTML report of a run and print its path."""
+    execute(("report",), **options)
