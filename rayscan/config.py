@@ -41,7 +41,7 @@ from rayscan.errors import ConfigError
 
 ENV_PREFIX = "RAYSCAN_"
 Tracker = Literal["tensorboard", "mlflow", "wandb"]
-Input = Literal["dst", "dst_port", "proto", "gap", "ttl", "size", "tcp_flags"]
+Input = Literal["dst", "dst_port", "proto", "gap", "ttl", "size", "tcp_flags", "src_port", "icmp_code"]
 
 
 def _how(default: Any, description: str, **constraints: Any) -> Any:
@@ -226,7 +226,10 @@ class ModelConfig(Section):
     """The encoder."""
 
     inputs: tuple[Input, ...] = Field(
-        ("dst", "dst_port", "proto", "gap"), min_length=1, description="Columns of a flow the encoder sees."
+        ("dst", "dst_port", "proto", "gap"),
+        min_length=1,
+        description="Columns of a flow the encoder sees. Also, where captures record them: ttl, size, "
+        "tcp_flags, src_port, icmp_code. The type of ICMP stands in dst_port.",
     )
     d_model: int = Field(128, ge=8, description="Width of the transformer.")
     layers: int = Field(2, ge=1, description="Transformer layers.")

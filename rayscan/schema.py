@@ -47,8 +47,10 @@ SEQUENCE_LISTS = {
     "ttl": pa.int16(),
     "size": pa.int64(),
     "tcp_flags": pa.int16(),
+    "src_port": pa.int32(),
+    "icmp_code": pa.int16(),
 }
-"""Per-flow columns of a sequence. dst and the last three are null lists where no flow records them."""
+"""Per-flow columns of a sequence. dst and the last five are null lists where no flow records them."""
 
 SEQUENCES = pa.schema(
     [

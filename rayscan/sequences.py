@@ -27,7 +27,7 @@ MAX_FLOWS = 2**31 - 1
 """Most flows of one table: list offsets are int32, in Arrow as in Delta."""
 
 _REQUIRED = ("ts", "src", "dst_port", "proto")
-_OPTIONAL_LISTS = ("dst", "ttl", "size", "tcp_flags")
+_OPTIONAL_LISTS = ("dst", "ttl", "size", "tcp_flags", "src_port", "icmp_code")
 
 Ints = NDArray[np.int64]
 

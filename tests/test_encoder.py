@@ -16,6 +16,7 @@ from rayscan.model.encoder import Encoder, Tokens, add_dropped, sinusoids
 PAPER = load("paper", env={}).model
 SMALL = ModelConfig(d_model=32, layers=2, heads=4, d_ff=64, d_embedding=16)
 RANGES = {"dst": 2**32, "dst_port": 2**16, "proto": 2**8, "ttl": 256, "size": 10_000, "tcp_flags": 2**15}
+RANGES |= {"src_port": 2**16, "icmp_code": 2**8}
 
 
 def batch_of(lengths: list[int], config: ModelConfig, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -205,7 +206,8 @@ def test_missing_values_add_nothing():
 
 
 def test_every_input_can_be_chosen():
-    config = SMALL.model_copy(update={"inputs": ("proto", "ttl", "size", "tcp_flags")})
+    inputs = ("proto", "ttl", "size", "tcp_flags", "src_port", "icmp_code")
+    config = SMALL.model_copy(update={"inputs": inputs})
     encoder = encoder_of(config)
     batch = batch_of([5, 2], config)
     with torch.inference_mode():

@@ -35,6 +35,8 @@ def table(flows: list[list[int]], **replaced: list) -> pa.Table:
         "ttl": None,
         "size": None,
         "tcp_flags": None,
+        "src_port": None,
+        "icmp_code": None,
         "zmap": None,
         "masscan": None,
         "mirai": None,

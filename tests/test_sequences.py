@@ -19,7 +19,8 @@ from rayscan.errors import DataError, SchemaError
 from rayscan.sequences import Dropped, build
 
 T0 = 1_700_000_000_000_000
-FIELDS = ("ts", "src", "dst", "dst_port", "proto", "ttl", "size", "tcp_flags", "fingerprint", "label")
+OPTIONAL = ("ttl", "size", "tcp_flags", "src_port", "icmp_code")
+FIELDS = ("ts", "src", "dst", "dst_port", "proto", *OPTIONAL, "fingerprint", "label")
 
 
 def table(rows: list[dict], names: tuple[str, ...] = FIELDS) -> pa.Table:
@@ -46,7 +47,7 @@ def reference(rows: list[dict], length: int, min_length: int) -> tuple[list[dict
     by_source = defaultdict(list)
     for row in rows:
         by_source[row["src"]].append(row)
-    recorded = {n: any(row.get(n) is not None for row in rows) for n in ("dst", "ttl", "size", "tcp_flags")}
+    recorded = {n: any(row.get(n) is not None for row in rows) for n in ("dst", *OPTIONAL)}
     out, dropped_flows, dropped_sources = [], 0, 0
     for src in sorted(by_source):
         ordered = sorted(by_source[src], key=lambda row: row["ts"])
@@ -57,7 +58,7 @@ def reference(rows: list[dict], length: int, min_length: int) -> tuple[list[dict
         for index, window in enumerate(windows):
             expect = {"src": src, "index": index, "sequences": len(windows), "length": len(window)}
             expect |= {"start": window[0]["ts"], "end": window[-1]["ts"]}
-            for name in ("dst", "dst_port", "proto", "ttl", "size", "tcp_flags"):
+            for name in ("dst", "dst_port", "proto", *OPTIONAL):
                 values = [-1 if row.get(name) is None else row[name] for row in window]
                 expect[name] = values if recorded.get(name, True) else None
             times = [row["ts"] for row in window]
@@ -94,6 +95,8 @@ FLOW = st.fixed_dictionaries(
         "ttl": maybe(st.integers(0, 255)),
         "size": maybe(st.integers(0, 2**40)),
         "tcp_flags": maybe(st.integers(0, 255)),
+        "src_port": maybe(st.integers(0, 65_535)),
+        "icmp_code": maybe(st.integers(0, 255)),
         "fingerprint": maybe(st.integers(0, 7)),
         "label": maybe(st.sampled_from(["a", "b", "ä", "Z"])),
     }
@@ -104,7 +107,7 @@ FLOW = st.fixed_dictionaries(
 @given(st.lists(FLOW, max_size=60), st.integers(1, 7), st.data())
 def test_agrees_with_the_definition(rows: list[dict], length: int, data: st.DataObject) -> None:
     min_length = data.draw(st.integers(1, length))
-    optional = ["dst", "ttl", "size", "tcp_flags", "fingerprint", "label"]
+    optional = ["dst", *OPTIONAL, "fingerprint", "label"]
     unrecorded = data.draw(st.sets(st.sampled_from(optional)))
     rows = [{k: (None if k in unrecorded else v) for k, v in row.items()} for row in rows]
     result, dropped = build(table(rows), length, min_length)
@@ -156,7 +159,7 @@ def test_optional_columns_may_be_absent() -> None:
     required = ("ts", "src", "dst_port", "proto")
     result, _ = build(table([flow(1, 0), flow(1, 1)], required), 2, 1)
     assert result["dst"].to_pylist() == [None]
-    for name in ("ttl", "size", "tcp_flags", "zmap", "masscan", "mirai", "label"):
+    for name in (*OPTIONAL, "zmap", "masscan", "mirai", "label"):
         assert result[name].null_count == 1
 
 

@@ -72,7 +72,7 @@ def features(batch: dict[str, Tensor], inputs: tuple[str, ...]) -> dict[str, Ten
         octaves = (batch["gap"] * GAP_SPREAD + GAP_CENTRE) / math.log(2)
         coarse, gap, fine = (_steps(octaves * n) for n in (1, 2, 4))
         found |= {"coarse gap": coarse, "gap": gap, "fine gap": fine, "next gap": _pair(gap, _before(coarse))}
-    for one in ("dst", "gap", "ttl", "size", "tcp_flags"):
+    for one in ("dst", "gap", "ttl", "size", "tcp_flags", "src_port", "icmp_code"):
         for other in ("service", "dst"):
             if one in found and other in found and one != other:
                 found[f"{one} of {other}"] = _pair(found[other], found[one])

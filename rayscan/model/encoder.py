@@ -38,6 +38,7 @@ TTL_WIDTH, SIZE_WIDTH, FLAGS_WIDTH = 8, 8, 8
 SIZES = 1501
 """Packet sizes told apart; larger ones, which Ethernet does not carry, count as 1500 bytes."""
 FLAGS = 512  # nine TCP flags
+CODE_WIDTH = 4  # of ICMP
 
 
 class Table(nn.Module):
@@ -71,6 +72,8 @@ class Tokens(nn.Module):
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         if self.hashed and "dst_port" in self.inputs:
             batch = batch | {"dst_port": service_of(batch)}
+        if self.hashed and "src_port" in self.inputs:
+            batch = batch | {"src_port": batch["src_port"] * 256}
         seen = [self.parts[name](batch[name]) for name in self.inputs]
         tokens: Tensor = self.norm(self.mix(torch.cat(seen, dim=-1)))
         return tokens
@@ -145,7 +148,7 @@ class Waves(nn.Module):
 def _hashed_part(name: str) -> tuple[nn.Module, int]:
     """The same with hashed services and waves."""
     match name:
-        case "dst_port":
+        case "dst_port" | "src_port":
             return Service(), PORT_WIDTH + PAGE_WIDTH
         case "gap":
             return Waves(), 2 * WAVES + 1
@@ -157,7 +160,7 @@ def _part(name: str) -> tuple[nn.Module, int]:
     match name:
         case "dst":
             return Octets(), 4 * OCTET_WIDTH
-        case "dst_port":
+        case "dst_port" | "src_port":
             return Table(65536, PORT_WIDTH), PORT_WIDTH
         case "proto":
             return Table(256, PROTO_WIDTH), PROTO_WIDTH
@@ -169,6 +172,8 @@ def _part(name: str) -> tuple[nn.Module, int]:
             return Clamped(SIZES, SIZE_WIDTH), SIZE_WIDTH
         case "tcp_flags":
             return Clamped(FLAGS, FLAGS_WIDTH), FLAGS_WIDTH
+        case "icmp_code":
+            return Table(256, CODE_WIDTH), CODE_WIDTH
     raise ValueError(f"no embedding for input {name!r}")
 
 

@@ -33,7 +33,15 @@ GAP_SPREAD = 4.0  # ... and those from 18 ms to a minute fall within ±1
 COLUMN_OF = {"gap": "gap_us"}
 """Column of the sequences table behind an input, where the names differ."""
 
-LIMITS = {"dst": 2**32, "dst_port": 2**16, "proto": 2**8, "ttl": 2**8, "tcp_flags": 2**15}
+LIMITS = {
+    "dst": 2**32,
+    "dst_port": 2**16,
+    "proto": 2**8,
+    "ttl": 2**8,
+    "tcp_flags": 2**15,
+    "src_port": 2**16,
+    "icmp_code": 2**8,
+}
 """Values of a column lie in [-1, limit); columns not named are not negative (gap_us) or may be -1 (size)."""
 
 
