@@ -214,6 +214,11 @@ class SplitConfig(Section):
     seed: int = Field(
         42, description="Seed of the assignment, which depends on nothing but it and the source."
     )
+    group: Literal["source", "network"] = _since(
+        "source",
+        "What falls on one side as a whole: each source, or each network of 256 addresses (/24), so that "
+        "no unseen source has a neighbour in training.",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -471,6 +476,12 @@ class EvaluateConfig(Section):
     )
     min_label_sources: int = Field(5, ge=2, description="Fewest sources of a label that is scored.")
     bootstrap: int = Field(200, ge=0, description="Resamples of sources for intervals; 0 for none.")
+    sweep_sequences: int = _since(
+        2_000,
+        "Validation sequences that are clustered at each of 100 thresholds, to show what another one would "
+        "have done; 0 for no sweep.",
+        ge=0,
+    )
     seed: int = Field(0, description="Seed of the sampling.")
 
 

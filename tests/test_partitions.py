@@ -55,13 +55,14 @@ def test_many_rows() -> None:
 
 
 def written_out(cluster: Ids, label: Ids, src: Ids | None) -> Joins:
-    joined = together = both = 0
+    pairs = joined = together = both = 0
     for i, j in combinations(range(len(cluster)), 2):
         if UNLABELLED in (label[i], label[j]) or (src is not None and src[i] == src[j]):
             continue
+        pairs += 1
         one, other = cluster[i] == cluster[j], label[i] == label[j]
         joined, together, both = joined + int(one), together + int(other), both + int(one and other)
-    return Joins(joined, together, both)
+    return Joins(pairs, joined, together, both)
 
 
 @given(st.integers(0, 10**6), st.integers(0, 40), st.booleans())
@@ -83,14 +84,47 @@ def test_sources_alone_flatter_the_labels() -> None:
     assert found["join"]["precision"] == 1
     assert found["join"]["recall"] == pytest.approx(180 / 380)
     across = found["join_across_sources"]
-    assert across == {"precision": None, "recall": 0, "f1": 0, "joined": 0, "together": 200, "both": 0}
+    assert (across["precision"], across["recall"], across["f1"]) == (None, 0, 0)
+    assert [across[name] for name in ("pairs", "joined", "together", "both")] == [600, 0, 200, 0]
+    assert across["cuts"] == {"precision": pytest.approx(2 / 3), "recall": 1, "f1": pytest.approx(0.8)}
+
+
+def test_scores_of_joins_and_cuts_are_those_of_a_classifier_of_pairs() -> None:
+    rng = np.random.default_rng(4)
+    cluster, label = rng.integers(0, 4, 40), rng.integers(0, 3, 40)
+    i, j = np.triu_indices(40, 1)
+    cut, apart = cluster[i] != cluster[j], label[i] != label[j]
+    found = joins(cluster, label).scores()
+    expected = metrics.classification_report(apart, cut, output_dict=True)
+    for kind, name in (("False", found), ("True", found["cuts"])):
+        given = {"precision": "precision", "recall": "recall", "f1-score": "f1"}
+        assert {key: name[ours] for key, ours in given.items()} == pytest.approx(
+            {key: expected[kind][key] for key in given}
+        )
+    assert found["accuracy"] == pytest.approx(expected["accuracy"])
+    assert found["macro_f1"] == pytest.approx(expected["macro avg"]["f1-score"])
+    assert found["weighted_f1"] == pytest.approx(expected["weighted avg"]["f1-score"])
+
+
+@pytest.mark.parametrize(
+    ("cluster", "label", "undefined"),
+    [
+        ([0, 0, 0], [1, 1, 1], {"macro_f1"}),  # nothing to cut, and nothing cut
+        ([0, 1, 2], [0, 1, 2], {"precision", "recall", "f1", "macro_f1"}),  # nothing to join
+        ([0, 1, 2], [1, 1, 1], {"precision"}),  # cuts everything
+        ([5], [5], {"precision", "recall", "f1", "accuracy", "macro_f1", "weighted_f1"}),  # no pair
+    ],
+)
+def test_scores_without_joins_or_cuts(cluster: list[int], label: list[int], undefined: set[str]) -> None:
+    found = joins(np.array(cluster), np.array(label)).scores()
+    assert {name for name, value in found.items() if value is None} == undefined
 
 
 def test_equal_partitions_under_other_names() -> None:
     label = np.array([5, 5, 2, 2, 2, 0])
     found = agreement(np.array([1, 1, 9, 9, 9, 4]), label)
     assert (found.ari, found.ami, found.v_measure) == pytest.approx((1, 1, 1))
-    assert joins(label, label) == Joins(4, 4, 4)
+    assert joins(label, label) == Joins(15, 4, 4, 4)
 
 
 def test_one_cluster_of_everything() -> None:

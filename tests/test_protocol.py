@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,12 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
+from rayscan.clustering import calibrate
 from rayscan.config import EvaluateConfig
 from rayscan.errors import DataError
-from rayscan.evaluation.protocol import ClusterData, PartData, as_rows, as_text, evaluate, sample_rows
+from rayscan.evaluation.parts import PartData, sample_rows
+from rayscan.evaluation.protocol import LATER, NEW_NETWORKS, ClusterData, Training, evaluate
+from rayscan.evaluation.table import as_rows, as_text
 from rayscan.methods.floors import port_vectors, random_unit
 
 CONFIG = EvaluateConfig(bootstrap=50)
@@ -66,8 +70,9 @@ def test_layout() -> None:
     cluster = ClusterData(np.arange(200) // 10, given.src, given.label)
     found = evaluate({"unseen sources": given}, CONFIG, {"2024-03": cluster})
     assert json.loads(json.dumps(found, allow_nan=False)) == found
-    assert list(found) == ["version", "settings", "parts", "clusters", "not_computed"]
-    assert found["version"] == 1 and found["settings"]["bootstrap"] == 50 and found["not_computed"] == []
+    assert list(found) == ["version", "settings", "parts", "groups", "clusters", "not_computed"]
+    assert found["version"] == 1 and found["settings"]["bootstrap"] == 50
+    assert [item["why"] for item in found["not_computed"]] == ["no curve was fitted on validation sources"]
     of = found["parts"]["unseen sources"]
     assert (of["sequences"], of["sources"]) == (200, 40)
     assert of["available"] == {"sequences": 200, "sources": 40}
@@ -267,16 +272,60 @@ def test_no_clusters() -> None:
 def test_rows_and_text() -> None:
     found = evaluate({"unseen sequences": part(), "unseen sources": part(labels=False)}, CONFIG)
     rows = as_rows(found)
-    assert [(row["part"], row["by"], row["method"]) for row in rows[:6]] == [
+    assert [(row["part"], row["by"], row["method"]) for row in rows[:9]] == [
         ("unseen sequences", by, method)
-        for by in ("source", "label")
+        for by in ("source", "label", "label across networks")
         for method in ("model", "ports", "random")
     ]
-    assert len(rows) == 9
+    assert len(rows) == 12
     assert rows[0]["auroc"] == found["parts"]["unseen sequences"]["methods"]["model"]["auroc"]
     assert set(rows[3]["knn_macro_f1@5"]) == {"value", "low", "high", "n"}
     text = as_text(found)
     assert text[0] == "unseen sequences, by source: 200 sequences of 40 sources"
     assert f"{rows[0]['auroc']['value']:.3f} [" in text[2]
-    assert text[-1] == "not computed, no clusters given: clusters"
+    assert "not computed, no clusters given: clusters" in text
     assert max(map(len, text)) <= 110
+
+
+def test_chances_hold_where_they_were_fitted_and_not_elsewhere() -> None:
+    """Half a population against the other half; then against one whose sources are twice as spread."""
+    fitted = part(200, seed=1)
+    curve = calibrate(fitted.vectors, fitted.src)
+    errors = {}
+    for name, given in {"alike": part(200, seed=2), "other": part(200, spread=1.6, seed=2)}.items():
+        found = evaluate({"p": given}, CONFIG, curve=curve)["parts"]["p"]["calibration"]
+        assert found["error"]["low"] <= found["error"]["value"] <= found["error"]["high"]
+        assert found["pairs_same"] == 200 * 4 and found["prior"] == 0.5
+        assert sum(row["pairs"] for row in found["bins"]) == found["pairs_same"] + found["pairs_different"]
+        errors[name] = found["error"]["value"]
+    assert errors["alike"] < 0.06 < 0.1 < errors["other"]
+
+
+def test_groups_of_the_split() -> None:
+    """Sources that share a /24 with a training source are left out of one group, early ones of the other."""
+    given = part(n_sources=40)
+    given = replace(given, start=np.repeat(np.arange(40), 5) * 1000)
+    networks = np.unique(given.src >> 8)
+    known = Training(networks[: len(networks) // 2], 29_500)
+    found = evaluate({"unseen sources": given}, CONFIG, training=known)["groups"]
+    few, later = found[NEW_NETWORKS], found[LATER]
+    assert few["sources"] == (~np.isin(np.unique(given.src) >> 8, known.networks)).sum()
+    assert later["sources"] == 10 and later["sequences"] == 50
+    assert later["methods"]["model"]["auroc"]["n"] == 10
+    assert {row["part"] for row in as_rows({"parts": {}, "groups": found})} == {NEW_NETWORKS, LATER}
+    none = evaluate({"unseen sources": given}, CONFIG, training=Training(networks, 10**15))
+    assert none["groups"] == {NEW_NETWORKS: None, LATER: None}
+    assert "see train.periods" in said(none, LATER)[0] and "its /24" in said(none, NEW_NETWORKS)[0]
+
+
+def test_labels_across_networks() -> None:
+    """A label whose sources are all neighbours has no pair of different networks."""
+    given = part(n_sources=40)
+    alone = replace(given, src=np.repeat(np.arange(40), 5) + (10 << 24))
+    found = evaluate({"p": alone}, CONFIG)["parts"]["p"]["labels"]
+    assert found["methods"]["model"]["pairs_same"] > 0
+    assert found["across_networks"]["model"]["pairs_same"] == 0
+    assert found["across_networks"]["model"]["auroc"]["value"] is None
+    spread = replace(given, src=np.repeat(np.arange(40) << 8, 5))
+    found = evaluate({"p": spread}, CONFIG)["parts"]["p"]["labels"]
+    assert found["across_networks"] == found["methods"]

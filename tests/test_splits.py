@@ -57,3 +57,13 @@ def test_seed_and_nothing_kept() -> None:
     none = SplitConfig(test_sources=0, validation_sources=0, unseen_sequences=0)
     assert (part_of(src, index, sequences, none) == TRAIN).all()
     assert part_of(src[:0], index[:0], sequences[:0], none).dtype == np.int8
+
+
+def test_networks_stay_together() -> None:
+    src = np.repeat(np.arange(400) << 8, 30) + np.tile(np.arange(30), 400)
+    once = np.zeros(len(src), np.int64), np.ones(len(src), np.int64)
+    part = part_of(src, *once, SplitConfig(group="network")).reshape(400, 30)
+    assert (part == part[:, :1]).all()
+    assert (part[:, 0] == UNSEEN_SOURCES).mean() == pytest.approx(0.2, abs=0.06)
+    single = part_of(src, *once, SplitConfig()).reshape(400, 30)
+    assert (single != single[:, :1]).any()

@@ -38,6 +38,46 @@ class Calibration:
     error: float
     bins: list[dict[str, float]]
 
+    def chance(self, cosine: F64) -> F64:
+        """Of each similarity, the fitted chance that the pair is of one source."""
+        return _sigmoid(self.slope * cosine + self.intercept)
+
+
+@dataclass(frozen=True)
+class KnownPairs:
+    """Pairs of which it is known whether they are of one source, P of them.
+
+    rows    int64 (P, 2), positions of both sequences
+    same    bool (P,)
+    weight  float64 (P,): those of one source sum to the prior and the others to what remains
+    """
+
+    rows: NDArray[np.int64]
+    same: NDArray[np.bool_]
+    weight: F64
+
+
+def known_pairs(
+    src: NDArray[np.integer], *, prior: float = 0.5, seed: int = 0, max_pairs: int = 200_000
+) -> KnownPairs:
+    """At most `max_pairs` pairs of one source, and as many of two. `src` (N,).
+
+    Every source weighs the same among the pairs of one source; those of two are drawn evenly over sources.
+    Raises DataError where there are no pairs of one kind.
+    """
+    if not 0 < prior < 1:
+        raise DataError(f"prior must lie between 0 and 1, not {prior}")
+    rng = np.random.default_rng(seed)
+    same, weight = _same_pairs(src, rng, max_pairs)
+    different = _different_pairs(src, rng, max_pairs)
+    if not (len(same) and len(different)):
+        raise DataError(f"no two sequences are of {'one source' if len(different) else 'different sources'}")
+    return KnownPairs(
+        np.concatenate([same, different]),
+        np.arange(len(same) + len(different)) < len(same),
+        np.r_[prior * weight, np.full(len(different), (1 - prior) / len(different))],
+    )
+
 
 def calibrate(
     vectors: NDArray[np.float32],
@@ -47,35 +87,29 @@ def calibrate(
     seed: int = 0,
     max_pairs: int = 200_000,
 ) -> Calibration:
-    """Fit the curve on at most `max_pairs` same-source and as many different-source pairs.
+    """Fit the curve on `known_pairs`. `vectors` float32 (N, d) of length 1, `src` (N,).
 
-    `vectors` float32 (N, d) of length 1, `src` (N,). Every source weighs the same among the same-source
-    pairs. Raises DataError where there are no pairs of one kind, or where similarity does not tell them
-    apart (slope 0 or below).
+    Raises DataError where there are no pairs of one kind, or where similarity does not tell them apart (slope
+    0 or below).
     """
-    if not 0 < prior < 1:
-        raise DataError(f"prior must lie between 0 and 1, not {prior}")
-    rng = np.random.default_rng(seed)
-    same, weight = _same_pairs(src, rng, max_pairs)
-    different = _different_pairs(src, rng, max_pairs)
-    if not (len(same) and len(different)):
+    try:
+        pairs = known_pairs(src, prior=prior, seed=seed, max_pairs=max_pairs)
+    except DataError as missing:
         raise DataError(
-            "cannot calibrate a threshold: there are no two validation sequences of "
-            f"{'one source' if len(different) else 'different sources'}; give cluster.threshold a number, "
-            "raise split.validation_sources or make sequences shorter"
-        )
-    cosine = _cosines(vectors, np.concatenate([same, different]))
-    label = np.r_[np.ones(len(same)), np.zeros(len(different))]
-    weights = np.r_[prior * weight, np.full(len(different), (1 - prior) / len(different))]
-    slope, intercept = _logistic(cosine, label, weights)
+            f"cannot calibrate a threshold on validation sources: {missing}; give cluster.threshold a "
+            "number, raise split.validation_sources or make sequences shorter"
+        ) from None
+    cosine = cosines(vectors, pairs.rows)
+    slope, intercept = _logistic(cosine, pairs.same.astype(np.float64), pairs.weight)
     if slope <= 0:
         raise DataError(
             "cannot calibrate a threshold: sequences of one source are not more alike than others; "
             "train longer, or give cluster.threshold a number"
         )
-    bins, error = _reliability(_sigmoid(slope * cosine + intercept), label, weights)
+    n_same = int(pairs.same.sum())
+    bins, error = reliability(_sigmoid(slope * cosine + intercept), pairs.same, pairs.weight)
     return Calibration(
-        float(-intercept / slope), slope, intercept, prior, len(same), len(different), error, bins
+        float(-intercept / slope), slope, intercept, prior, n_same, len(pairs.same) - n_same, error, bins
     )
 
 
@@ -101,7 +135,8 @@ def _different_pairs(src: NDArray[np.integer], rng: np.random.Generator, limit: 
     return np.asarray(order[first[drawn] + (rng.random(drawn.shape) * count[drawn]).astype(np.int64)])
 
 
-def _cosines(vectors: NDArray[np.float32], pairs: NDArray[np.int64]) -> F64:
+def cosines(vectors: NDArray[np.float32], pairs: NDArray[np.int64]) -> F64:
+    """Of each pair (P, 2) of rows of `vectors`, float64 (P,)."""
     parts = [
         np.einsum("ij,ij->i", vectors[some[:, 0]], vectors[some[:, 1]], dtype=np.float64)
         for some in np.array_split(pairs, len(pairs) // 50_000 + 1)
@@ -130,10 +165,11 @@ def _logistic(x: F64, y: F64, weights: F64) -> tuple[float, float]:
     return float(beta[0]), float(beta[1])
 
 
-def _reliability(p: F64, y: F64, weights: F64) -> tuple[list[dict[str, float]], float]:
-    place = np.minimum((p * _BINS).astype(np.int64), _BINS - 1)
+def reliability(chance: F64, same: NDArray[np.bool_], weight: F64) -> tuple[list[dict[str, float]], float]:
+    """`Calibration.bins` and `Calibration.error` of fitted chances (P,) against what is true (P,)."""
+    place = np.minimum((chance * _BINS).astype(np.int64), _BINS - 1)
     mass, predicted, observed = (
-        np.bincount(place, weights=w, minlength=_BINS) for w in (weights, weights * p, weights * y)
+        np.bincount(place, weights=w, minlength=_BINS) for w in (weight, weight * chance, weight * same)
     )
     pairs = np.bincount(place, minlength=_BINS)
     held = mass > 0

@@ -30,24 +30,32 @@ UNLABELLED = -1
 
 @dataclass(frozen=True)
 class Joins:
-    """Pairs of sequences: in one cluster, of one group, and both. Scores are NaN where undefined."""
+    """Pairs of sequences: all, in one cluster, of one group, and both. Others are cut, or belong apart."""
 
+    pairs: int
     joined: int
     together: int
     both: int
 
-    @property
-    def precision(self) -> float:
-        return self.both / self.joined if self.joined else np.nan
+    def scores(self) -> dict[str, Any]:
+        """Counts, and for JSON precision, recall and F1 of joins and of cuts; None where undefined.
 
-    @property
-    def recall(self) -> float:
-        return self.both / self.together if self.together else np.nan
-
-    @property
-    def f1(self) -> float:
-        either = self.joined + self.together
-        return 2 * self.both / either if either else np.nan
+        `macro_f1` is the mean of both F1, `weighted_f1` weighs each by the pairs that belong so.
+        """
+        cut, apart = self.pairs - self.joined, self.pairs - self.together
+        both_cut = cut - self.together + self.both
+        join, cuts = _f1(self.both, self.joined, self.together), _f1(both_cut, cut, apart)
+        f1 = np.array([np.nan if one["f1"] is None else one["f1"] for one in (join, cuts)], np.float64)
+        support = np.array([self.together, apart], np.float64)
+        held = f1[support > 0] @ support[support > 0]
+        return {
+            **join,
+            **asdict(self),
+            "cuts": cuts,
+            "accuracy": _ratio(self.both + both_cut, self.pairs),
+            "macro_f1": _number(float(f1.mean())),
+            "weighted_f1": _number(float(held) / self.pairs) if self.pairs else None,
+        }
 
 
 @dataclass(frozen=True)
@@ -66,13 +74,17 @@ def label_codes(labels: Any) -> tuple[NDArray[np.int64], list[str]]:
 
     `labels` is a pyarrow string array (chunked or not), or a sequence of str and None.
     """
-    if isinstance(labels, (pa.Array, pa.ChunkedArray)):
-        values = labels.cast(pa.string())
-    else:
-        values = pa.array(labels, pa.string(), from_pandas=True)
+    values = as_strings(labels)
     names = sorted(name for name in values.unique().to_pylist() if name is not None)
     encoded = pc.index_in(values, pa.array(names, pa.string()))
     return np.asarray(encoded.fill_null(UNLABELLED), np.int64), names
+
+
+def as_strings(labels: Any) -> pa.Array | pa.ChunkedArray:
+    """Labels of any of these kinds as strings and nulls."""
+    if isinstance(labels, (pa.Array, pa.ChunkedArray)):
+        return labels.cast(pa.string())
+    return pa.array(labels, pa.string(), from_pandas=True)
 
 
 def agreement(clusters: NDArray[np.integer], groups: NDArray[np.integer]) -> Agreement:
@@ -108,7 +120,7 @@ def joins(
     """
     ids = _labelled(clusters, groups) if src is None else _labelled(clusters, groups, src)
     cluster, group, *source = (np.unique(each, return_inverse=True)[1] for each in ids)
-    kinds = [(cluster,), (group,), (cluster, group)]
+    kinds = [(np.zeros(len(cluster), np.int64),), (cluster,), (group,), (cluster, group)]
     within = [_pairs_sharing(*kind, *source) if source else 0 for kind in kinds]
     return Joins(*(_pairs_sharing(*kind) - same for kind, same in zip(kinds, within, strict=True)))
 
@@ -122,13 +134,21 @@ def compare(
         "sequences": int(has.sum()),
         "groups": len(np.unique(np.asarray(groups)[has])),
         **{name: _number(value) for name, value in asdict(agreement(clusters, groups)).items()},
-        "join": _scores(joins(clusters, groups)),
-        "join_across_sources": None if src is None else _scores(joins(clusters, groups, src)),
+        "join": joins(clusters, groups).scores(),
+        "join_across_sources": None if src is None else joins(clusters, groups, src).scores(),
     }
 
 
-def _scores(found: Joins) -> dict[str, Any]:
-    return {name: _number(getattr(found, name)) for name in ("precision", "recall", "f1")} | asdict(found)
+def _f1(right: int, claimed: int, actual: int) -> dict[str, float | None]:
+    return {
+        "precision": _ratio(right, claimed),
+        "recall": _ratio(right, actual),
+        "f1": _ratio(2 * right, claimed + actual),
+    }
+
+
+def _ratio(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
 
 
 def _number(value: float) -> float | None:

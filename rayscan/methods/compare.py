@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from rayscan.config import EvaluateConfig, SplitConfig
 from rayscan.evaluation import protocol
 from rayscan.evaluation.splits import PART_NAMES, UNSEEN_SEQUENCES, UNSEEN_SOURCES, part_of
-from rayscan.methods.floors import port_vectors
+from rayscan.evaluation.table import as_rows as figure_rows
 from rayscan.methods.method import METHODS, ONE_VECTOR_A_SOURCE, Embedded, method
 
 PARTS = (UNSEEN_SEQUENCES, UNSEEN_SOURCES)
@@ -77,16 +77,12 @@ def _part(
     all_rows = np.flatnonzero(member)
     rows = all_rows[found.covered[all_rows]]
     table = sequences.take(rows)
-    part = protocol.PartData(
-        vectors=found.vectors[rows],
-        src=table["src"].to_numpy(),
-        sequence_id=table["sequence_id"].to_numpy(),
-        ports=port_vectors(table),
-        label=table["label"].combine_chunks(),
-    )
+    part = protocol.part_data(table, found.vectors[rows])
     scores: dict[str, Any] = {"source": None, "label": None}
     if len(rows):
-        for row in protocol.as_rows(protocol.evaluate({"part": part}, config)):
+        for row in figure_rows(protocol.evaluate({"part": part}, config)):
+            if row["by"] not in scores:
+                continue
             which = "method" if row["method"] == "model" else row["method"]
             kept = _BY_SOURCE if row["by"] == "source" else _BY_LABEL
             scores[row["by"]] = (scores[row["by"]] or {}) | {which: {key: row[key] for key in kept}}

@@ -4,19 +4,34 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from rayscan.captures.scanners import Scanners
+from rayscan.clustering.calibration import Calibration, calibrate
 from rayscan.config import RunConfig
-from rayscan.evaluation import protocol
-from rayscan.evaluation.splits import PART_NAMES, UNSEEN_SEQUENCES, UNSEEN_SOURCES, VALIDATION
-from rayscan.methods.floors import port_vectors
-from rayscan.planning import Model, config_hash, run_file
+from rayscan.errors import DataError
+from rayscan.evaluation import protocol, thresholds
+from rayscan.evaluation.partitions import UNLABELLED, label_codes
+from rayscan.evaluation.parts import sample_rows
+from rayscan.evaluation.splits import (
+    PART_NAMES,
+    TRAIN,
+    UNSEEN_SEQUENCES,
+    UNSEEN_SOURCES,
+    VALIDATION,
+    network_of,
+    part_of,
+)
+from rayscan.evaluation.table import as_text
+from rayscan.planning import Model, config_hash, model_id, run_file, training_files
 from rayscan.progress import say, track
 from rayscan.stages.cluster import find_threshold
 from rayscan.stages.lists import label_lists, relabelled
 from rayscan.stages.session import run_tasks
 from rayscan.stages.similarity import Sample, sample_parts
+from rayscan.stages.sweep import partitions_at
 from rayscan.tables import File, Workspace
 
 _PARTS = (UNSEEN_SEQUENCES, UNSEEN_SOURCES, VALIDATION)
@@ -28,9 +43,11 @@ def run(workspace: Workspace, config: RunConfig, model: Model, made_from: str) -
     samples = sample_parts(workspace, config, model, _PARTS, known)
     threshold, calibration = find_threshold(workspace, config, model)
     evaluation = protocol.evaluate(
-        {PART_NAMES[part]: _part_data(sample) for part, sample in samples.items()},
+        {PART_NAMES[part]: protocol.part_data(one.sequences, one.vectors) for part, one in samples.items()},
         config.evaluate,
         _clusters(workspace, config, known),
+        curve=_curve(config, samples[VALIDATION], calibration),
+        training=_training(workspace, config),
     )
     for part, sample in samples.items():
         found = evaluation["parts"][PART_NAMES[part]]
@@ -44,25 +61,71 @@ def run(workspace: Workspace, config: RunConfig, model: Model, made_from: str) -
             "value": threshold,
             "how": "auto" if calibration else "given",
             "calibration": calibration,
+            "sweep": _sweep(config, samples[VALIDATION], threshold),
         },
         "labels_from": "captures" if known is None else "scanner lists",
         **evaluation,
     }
     workspace.write_json(run_file(config, "evaluation.json"), result)
-    for line in protocol.as_text(evaluation):
+    for line in as_text(result):
         say(line)
     return _headline(evaluation)
 
 
-def _part_data(sample: Sample) -> protocol.PartData:
-    table = sample.sequences
-    return protocol.PartData(
-        vectors=sample.vectors,
-        src=table["src"].to_numpy(),
-        sequence_id=table["sequence_id"].to_numpy(),
-        ports=port_vectors(table),
-        label=table["label"].combine_chunks(),
+def _curve(config: RunConfig, validation: Sample, found: dict[str, Any] | None) -> Calibration | None:
+    """The curve behind the threshold; of a threshold that was given, what would have been fitted."""
+    if found is not None:
+        return Calibration(**found)
+    src = validation.sequences["src"].to_numpy()
+    try:
+        return calibrate(validation.vectors, src, prior=config.cluster.prior, seed=config.evaluate.seed)
+    except DataError:
+        return None  # the evaluation says of each part that there is no curve
+
+
+def _training(workspace: Workspace, config: RunConfig) -> protocol.Training | None:
+    """What the model was trained on, or None for one that was trained elsewhere; a task reads one file."""
+    if config.embed.model not in (None, model_id(config)):
+        return None
+
+    def work(file: File) -> tuple[NDArray[np.int64], int]:
+        table = workspace.table("sequences").read_files([file], ("src", "index", "sequences", "start"))
+        src, index, siblings = (table[name].to_numpy() for name in ("src", "index", "sequences"))
+        seen = part_of(src, index, siblings, config.split) == TRAIN
+        start = table["start"].cast(pa.int64()).to_numpy()[seen]
+        return np.unique(network_of(src[seen])), int(start.max(initial=np.iinfo(np.int64).min))
+
+    found = [extent for _, extent in run_tasks(work, training_files(workspace, config))]
+    networks = np.unique(np.concatenate([networks for networks, _ in found]))
+    return protocol.Training(networks, max(last for _, last in found))
+
+
+def _sweep(config: RunConfig, validation: Sample, chosen: float) -> dict[str, Any] | None:
+    """What each of 100 thresholds would have done with validation sources; a task takes a run of them."""
+    table = validation.sequences
+    settings = config.evaluate
+    rows = sample_rows(
+        table["sequence_id"].to_numpy(),
+        table["src"].to_numpy(),
+        settings.max_sequences_per_source,
+        settings.sweep_sequences,
+        settings.seed,
     )
+    if len(rows) < 2:
+        return None
+    src = table["src"].to_numpy()[rows]
+    codes = label_codes(table["label"].combine_chunks().take(pa.array(rows)))[0]
+    found = thresholds.scored(
+        partitions_at(validation.vectors[rows], thresholds.THRESHOLDS, settings.seed), src, codes
+    )
+    return {
+        "part": PART_NAMES[VALIDATION],
+        "sequences": len(rows),
+        "sources": len(np.unique(src)),
+        "labelled": int((codes != UNLABELLED).sum()),
+        "chosen": chosen,
+        **found,
+    }
 
 
 def _clusters(

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from rayscan.captures.scanners import Scanners
 from rayscan.config import EvaluateConfig, RunConfig, SplitConfig
 from rayscan.errors import DataError
-from rayscan.evaluation.protocol import sample_rows
+from rayscan.evaluation.parts import sample_rows
 from rayscan.evaluation.splits import part_of
 from rayscan.planning import Model
 from rayscan.progress import track

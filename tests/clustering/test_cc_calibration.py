@@ -67,7 +67,7 @@ def test_seeded_and_capped() -> None:
 
 def test_what_cannot_be_calibrated() -> None:
     x, src = sources(40, 1, 0.5)
-    with pytest.raises(DataError, match="no two validation sequences of one source"):
+    with pytest.raises(DataError, match="no two sequences are of one source"):
         calibrate(x, src)
     with pytest.raises(DataError, match="different sources"):
         calibrate(x, np.zeros(40, int))

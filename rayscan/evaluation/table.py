@@ -1,0 +1,75 @@
+"""An evaluation as rows, and as tables for a terminal."""
+
+from __future__ import annotations
+
+from textwrap import wrap
+from typing import Any
+
+Found = dict[str, Any]
+_COLUMNS = {
+    "source": {
+        "auroc": "AUROC",
+        "average_precision": "average precision",
+        "r_at_1": "R@1",
+        "r_at_1_macro": "R@1 macro",
+    },
+    "label": {
+        "auroc": "AUROC",
+        "average_precision": "average precision",
+        "knn_macro_f1@1": "1-NN macro F1",
+        "knn_macro_f1@5": "5-NN macro F1",
+    },
+}
+
+
+def as_rows(evaluation: Found) -> list[Found]:
+    """One row for each part, kind of pair and method, with its figures by name.
+
+    Pairs are of one "source", of one "label", or of one "label across networks" (`by`). Further keys: part,
+    method, n_sequences, n_sources, then FIGUREs; the k-NN scores as "knn_macro_f1@5".
+    """
+    rows = []
+    groups = {name: part for name, part in evaluation["groups"].items() if part is not None}
+    for name, part in {**evaluation["parts"], **groups}.items():
+        kinds = [("source", part, part["methods"])]
+        if of := part["labels"]:
+            kinds += [("label", of, of["methods"]), ("label across networks", of, of["across_networks"])]
+        for by, of, methods in kinds:
+            for method, scores in methods.items():
+                row = {"part": name, "by": by, "method": method}
+                row |= {"n_sequences": of["sequences"], "n_sources": of["sources"]}
+                row |= {key: value for key, value in scores.items() if _is_figure(value)}
+                row |= {f"knn_macro_f1@{k}": value for k, value in scores.get("knn_macro_f1", {}).items()}
+                rows.append(row)
+    return rows
+
+
+def as_text(evaluation: Found) -> list[str]:
+    """The same for a terminal: a table for each part and kind of group, then what was not computed."""
+    lines, above = [], None
+    for row in as_rows(evaluation):
+        columns = _COLUMNS[row["by"].split()[0]]
+        if (row["part"], row["by"]) != above:
+            above = row["part"], row["by"]
+            title = f"{row['part']}, by {row['by']}"
+            lines.append(f"{title}: {row['n_sequences']:,} sequences of {row['n_sources']:,} sources")
+            lines.append(f"  {'method':8}" + "".join(f"{column:>22}" for column in columns.values()))
+        lines.append(f"  {row['method']:8}" + "".join(f"{_cell(row[key]):>22}" for key in columns))
+    reasons: dict[str, list[str]] = {}
+    for item in evaluation["not_computed"]:
+        reasons.setdefault(item["why"], []).append(item["what"])
+    for why, what in reasons.items():
+        lines += wrap(f"not computed, {why}: {', '.join(what)}", 110, subsequent_indent="  ")
+    return lines
+
+
+def _is_figure(value: Any) -> bool:
+    return isinstance(value, dict) and "low" in value
+
+
+def _cell(value: Found) -> str:
+    if value["value"] is None:
+        return "-"
+    if value["low"] is None:
+        return f"{value['value']:.3f}"
+    return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
