@@ -114,7 +114,8 @@ def stage_rate(place: Path, captures: Path, cpus: int) -> tuple[float, int]:
 
 def ingest_all(workspace: Workspace, config: RunConfig) -> float:
     """Seconds, without the start of Ray and its workers."""
-    ray.get([ray.remote(time.sleep).remote(0.1) for _ in range(4)])
+    started = ray.remote(lambda: time.sleep(0.1))
+    ray.get([started.remote() for _ in range(4)])
     due = capture_units(workspace, config)
     start = time.perf_counter()
     ingest.run(workspace, config, due, INFO)

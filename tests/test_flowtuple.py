@@ -192,9 +192,9 @@ def test_numbers_agree_with_fastavro(data: st.DataObject, n: int, block_bytes: i
     assert [part.first for part in parts] == list(range(0, n, batch_rows))
     for name in ("a", "u", "b", "i"):
         got = [value for part in parts for value in part.columns[name].tolist()]
-        assert got == [avro.MISSING if r[name] is None else int(r[name]) for r in records]
+        assert got == [avro.NULL if r[name] is None else int(r[name]) for r in records]
     lists = [value for part in parts for value in part.columns["l"].tolist()]
-    assert lists == [(r["l"] + [avro.MISSING] * 5)[:5] for r in records]
+    assert lists == [(r["l"] + [avro.NULL] * 5)[:5] for r in records]
 
 
 def blocks(n: int, codec: str) -> tuple[bytearray, list[int]]:
@@ -252,8 +252,20 @@ def test_the_next_mark_is_found(noise: bytes, piece: int, monkeypatch: pytest.Mo
         read(bad[:-4])
 
 
+def test_an_unknown_length_leaves_the_size_unknown() -> None:
+    _, batch = read(container(V3 | {"ip_len": ["null", "int"]}, [v3(ip_len=None), v3(ip_len=44)]))
+    assert batch.rejects == []
+    assert batch.flows["size"].to_pylist() == [None, 132]
+
+
 def whole_blocks(data: bytes) -> list[Any]:
     return list(fastavro.block_reader(io.BytesIO(data)))
+
+
+def test_a_header_of_endless_empty_keys_is_refused() -> None:
+    endless = b"Obj\x01" + b"\xfe\xff\xff\xff\x0f" + bytes(4 << 20)
+    with pytest.raises(FormatError, match=r"damaged: Avro header"):
+        list(parts_of(endless, format="flowtuple3")[1])
 
 
 @pytest.mark.parametrize("cut", [5, 100, 0.4, 0.7, -1])

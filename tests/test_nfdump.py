@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import resource
 import shutil
 import struct
 import subprocess
@@ -61,6 +62,13 @@ EXPECT = [
     {"src": 3, "dst_port": 3, "src_port": None, "proto": 1, "tcp_flags": None, "icmp_code": 13},
     {"src": 3, "dst_port": 0, "src_port": None, "proto": 1, "tcp_flags": None, "icmp_code": 0},
 ]
+
+
+@installed
+def test_the_program_is_held_to_its_limits(captured: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nfdump, "_LIMITS", {resource.RLIMIT_AS: 1 << 20})
+    with pytest.raises(FormatError, match="damaged: nfdump says"):
+        read(captured)
 
 
 @installed

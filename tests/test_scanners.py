@@ -54,6 +54,12 @@ def test_networks_hold_what_ipaddress_says(networks: list[tuple[int, int]], aske
         assert longest[i] == (expected[0] if expected else -1)
 
 
+@pytest.mark.parametrize("number", [-1, 2**32])
+def test_a_number_that_is_no_address_is_refused(number: int) -> None:
+    with pytest.raises(ValueError, match="no IPv4 address"):
+        Networks(np.array([1]), np.array([32])).covering(np.array([5, number]))
+
+
 def test_networks_as_text() -> None:
     texts = [
         "192.0.2.9",

@@ -251,6 +251,7 @@ def test_a_failed_write_leaves_nothing(points: np.ndarray, tmp_path: Path) -> No
         (["v.npy", "--threshold", 0.4, "--sweep", "0:1:0.1"], "--threshold and --sweep exclude each other"),
         (["v.npy", "--set", "cluster.seed=1"], "--set is for a workspace"),
         (["v.npy", "--dry-run"], "--dry-run is for a workspace"),
+        (["v.npy", "--threshold", 0.4, "--address", "auto"], "--address is for --sweep"),
         (["-w", "ws", "--threshold", 0.4], "--threshold is for VECTORS"),
         (["-w", "ws", "--out", "labels"], "--out is for VECTORS"),
     ],

@@ -33,7 +33,7 @@ MAX_BLOCK_BYTES = 64 << 20
 """Of a block, compressed or not. Writers make blocks of some kilobytes."""
 LIST_LENGTH = 5
 """Entries that are kept of an array."""
-MISSING = -(2**63)
+NULL = -(2**63)
 """Stands for null, and for what an array has not got."""
 
 _MAX_HEADER_BYTES = 1 << 20
@@ -84,13 +84,16 @@ def read_header(file: BinaryIO, path: str) -> Header:
 
 
 def _metadata(file: BinaryIO) -> dict[str, bytes]:
+    """Keys and values, of which there may be many empty ones: all together have a limit."""
     meta: dict[str, bytes] = {}
+    left = _MAX_HEADER_BYTES
     while count := _number(file):
         if count < 0:
             _number(file)  # bytes of this part
         for _ in range(abs(count)):
-            key = _exactly(file, _number(file)).decode()
-            meta[key] = _exactly(file, _number(file))
+            key = _exactly(file, _number(file), left).decode()
+            meta[key] = _exactly(file, _number(file), left)
+            left -= len(key) + len(meta[key]) + 2
     return meta
 
 
@@ -351,9 +354,9 @@ def _decode(  # noqa: C901  one loop, since calls inside it double its time
                     return k - row, -1
                 if not chosen:
                     if slot >= 0 and kind == LIST:
-                        entries[slot, k] = MISSING
+                        entries[slot, k] = NULL
                     elif slot >= 0:
-                        values[slot, k] = MISSING
+                        values[slot, k] = NULL
                     field += 1
             elif kind in (WHOLE, TEXT):
                 if kind == WHOLE and slot >= 0:
@@ -375,6 +378,6 @@ def _decode(  # noqa: C901  one loop, since calls inside it double its time
                     return k - row, -1
             else:
                 if slot >= 0:
-                    entries[slot, k, kept:] = MISSING
+                    entries[slot, k, kept:] = NULL
                 field, kept, chosen = field + 1, 0, False
     return count, place

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from rayscan.captures import times, values
 from rayscan.captures.addresses import IS_IPV6, address
-from rayscan.captures.delimited import read_blocks, read_header
+from rayscan.captures.delimited import block_bytes, read_blocks, read_header
 from rayscan.captures.duplicates import Seen
 from rayscan.captures.fingerprints import fingerprints
 from rayscan.captures.programs import program_of
@@ -488,8 +488,7 @@ def read_csv(file: BinaryIO, path: str, config: CapturesConfig, batch_rows: int)
     config = config.model_copy(update=dict(program.settings))
     converter = Converter(path, {key: header.names[place] for key, place in places.items()}, config)
     places |= {name: header.names.index(name) for name in program.extra if name in header.names}
-    block_bytes = min(max(64 * batch_rows, 1 << 16), 16 << 20)
-    blocks = read_blocks(file, path, header, sorted(set(places.values())), block_bytes)
+    blocks = read_blocks(file, path, header, sorted(set(places.values())), block_bytes(batch_rows, 64, 16))
     for block in blocks:
         if len(block.ragged):
             reject = Reject("wrong number of fields", int(block.ragged[0]), len(block.ragged))

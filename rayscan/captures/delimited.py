@@ -58,9 +58,10 @@ def read_header(file: BinaryIO, path: str) -> Header:
     text = line.decode("utf-8", "replace").strip("\r\n")
     delimiter = max(DELIMITERS, key=text.count)  # the first of equals
     names = tuple(name.strip() for name in next(csv.reader([text], delimiter=delimiter)))
-    if any(_VALUE.fullmatch(name) for name in names):
+    value = next((place for place, name in enumerate(names, 1) if _VALUE.fullmatch(name)), None)
+    if value is not None:  # not shown: it may be an address, which is not to be seen where all are hidden
         raise FormatError(
-            path, f"the first line holds values, not column names: {text[:80]!r}; add a header line"
+            path, f"no column names: field {value} of the first line is a value; add a header line"
         )
     return Header(names, delimiter)
 
@@ -80,6 +81,11 @@ def read_blocks(
         if ended:
             return
         row += text.count(b"\n")
+
+
+def block_bytes(batch_rows: int, row_bytes: int, most_mib: int) -> int:
+    """How much text to read at a time for about so many rows of about so many bytes."""
+    return min(max(row_bytes * batch_rows, 1 << 16), most_mib << 20)
 
 
 def _until(end: bytes, text: bytes) -> tuple[bytes, bytes, bytes]:

@@ -19,6 +19,7 @@ from rayscan.captures.eve import read_eve
 from rayscan.captures.flowtuple import read_flowtuple
 from rayscan.captures.jsonlines import read_json
 from rayscan.captures.nfdump import read_nfdump, read_nfdump_text
+from rayscan.captures.pcap import MAGIC as PCAP_MAGIC
 from rayscan.captures.pcap import read_pcap
 from rayscan.captures.pcapng import read_pcapng
 from rayscan.captures.source import BUFFER_BYTES, Decompressed, Source, compression_of
@@ -30,10 +31,7 @@ Reader = Callable[[BinaryIO, str, CapturesConfig, int], Iterator[Batch]]
 
 SIGNATURES = {
     b"PAR1": "parquet",
-    b"\xa1\xb2\xc3\xd4": "pcap",
-    b"\xd4\xc3\xb2\xa1": "pcap",
-    b"\xa1\xb2\x3c\x4d": "pcap",  # nanoseconds
-    b"\x4d\x3c\xb2\xa1": "pcap",
+    **dict.fromkeys(PCAP_MAGIC, "pcap"),
     b"\x0a\x0d\x0d\x0a": "pcapng",
     b"Obj\x01": "avro",
     b"#separator": "zeek",

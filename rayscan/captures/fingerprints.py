@@ -16,13 +16,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from rayscan.captures.values import Ints, Mask
 from rayscan.schema import FINGERPRINTS, MISSING
 
 ZMAP_IP_ID = 54_321
 TCP = 6
-
-Ints = NDArray[np.int64]
-Mask = NDArray[np.bool_]
 
 
 def is_zmap(ip_id: Ints) -> Mask:

@@ -34,7 +34,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from rayscan.captures.avro import BOOLEAN, LIST, MISSING, WHOLE, Header, read_header, read_rows
+from rayscan.captures.avro import BOOLEAN, LIST, NULL, WHOLE, Header, read_header, read_rows
 from rayscan.captures.columns import BATCH, Batch, Converter
 from rayscan.captures.values import Ints
 from rayscan.config import CapturesConfig
@@ -118,13 +118,14 @@ def _version_3(found: Found) -> dict[str, Ints]:
     columns = {key: values for key, values in found.items() if key in (*_REQUIRED, "dst", "ttl", "masscan")}
     icmp = found["proto"] == _ICMP
     if "src_port" in found:
-        columns["src_port"] = np.where(icmp, MISSING, found["src_port"])
+        columns["src_port"] = np.where(icmp, NULL, found["src_port"])
         columns["dst_port"] = np.where(icmp, found["src_port"], found["dst_port"])
-        columns["icmp_code"] = np.where(icmp, found["dst_port"], MISSING)
+        columns["icmp_code"] = np.where(icmp, found["dst_port"], NULL)
     if "tcp_flags" in found:
         columns["tcp_flags"] = _of_tcp(found["tcp_flags"], found)
     if "length" in found:
-        columns["size"] = found["length"] * found["packets"]
+        length, packets = found["length"], found["packets"]
+        columns["size"] = np.where((length == NULL) | (packets == NULL), NULL, length * packets)
     return columns
 
 
@@ -136,13 +137,13 @@ def _version_4(found: Found) -> dict[str, Ints]:
     if "tcp_flags" in columns:
         columns["tcp_flags"] = _of_tcp(columns["tcp_flags"], found)
     if "sizes" in found and "size_counts" in found:
-        size, packets = (np.where(found[key] == MISSING, 0, found[key]) for key in ("sizes", "size_counts"))
-        columns["size"] = np.where(packets.sum(1) == found["packets"], (size * packets).sum(1), MISSING)
+        size, packets = (np.where(found[key] == NULL, 0, found[key]) for key in ("sizes", "size_counts"))
+        columns["size"] = np.where(packets.sum(1) == found["packets"], (size * packets).sum(1), NULL)
     return columns
 
 
 def _of_tcp(flags: Ints, found: Found) -> Ints:
-    return np.where(found["proto"] == _TCP, flags, MISSING)
+    return np.where(found["proto"] == _TCP, flags, NULL)
 
 
 def _most_frequent(values: NDArray[np.int64], counts: NDArray[np.int64]) -> Ints:
@@ -152,5 +153,5 @@ def _most_frequent(values: NDArray[np.int64], counts: NDArray[np.int64]) -> Ints
 
 
 def _array(values: Ints) -> pa.Array:
-    missing = values == MISSING
+    missing = values == NULL
     return pa.array(values, mask=missing if missing.any() else None)

@@ -21,7 +21,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from rayscan.captures.columns import BATCH, Batch, Converter, Reject, resolve
-from rayscan.captures.delimited import read_lines
+from rayscan.captures.delimited import block_bytes, read_lines
 from rayscan.captures.values import plain
 from rayscan.config import CapturesConfig
 
@@ -51,7 +51,7 @@ def read_objects(file: BinaryIO, path: str, keys: Mapping[str, Path], batch_rows
     Raises FormatError, after the objects before it, where the file is damaged or a line exceeds 16 MiB.
     """
     row = 0
-    for text in read_lines(file, path, min(max(256 * batch_rows, 1 << 16), 8 << 20)):
+    for text in read_lines(file, path, block_bytes(batch_rows, 256, 8)):
         count = text.count(b"\n")
         columns, bad = _parse(text, count, keys)
         rows = np.setdiff1d(np.arange(count), bad, assume_unique=True)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import shutil
 import subprocess
 import tempfile
@@ -24,7 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rayscan.captures.columns import BATCH, Batch, Converter, Reject
-from rayscan.captures.delimited import Header, parse, read_lines
+from rayscan.captures.delimited import Header, block_bytes, parse, read_lines
 from rayscan.config import CapturesConfig
 from rayscan.errors import FormatError
 
@@ -42,6 +43,9 @@ _FIELDS = {
     "icmp_type": "%it",
     "icmp_code": "%ic",
 }
+_LIMITS = {resource.RLIMIT_CPU: 3600, resource.RLIMIT_AS: 4 << 30}
+"""Seconds and bytes that a damaged file can make the program take."""
+
 _NOTHING = b"No matching flows\n"
 _TROUBLE = re.compile(r".*(?:error|short|corrupt|fail|unknown|not |bad|skip).*", re.IGNORECASE)
 
@@ -85,11 +89,11 @@ def _printed(program: str, file: BinaryIO, path: str, batch_rows: int) -> Iterat
             stderr=errors,
             env={"PATH": os.environ.get("PATH", ""), "TZ": "UTC", "LC_ALL": "C"},
         )
+        for limit, most in _LIMITS.items():
+            resource.prlimit(process.pid, limit, (most, most))
         try:
             printed = cast(IO[bytes], process.stdout)
-            for lines in read_lines(
-                cast(BinaryIO, printed), path, min(max(128 * batch_rows, 1 << 16), 8 << 20)
-            ):
+            for lines in read_lines(cast(BinaryIO, printed), path, block_bytes(batch_rows, 128, 8)):
                 if rows := lines.replace(_NOTHING, b""):
                     yield rows
             process.wait()
@@ -160,7 +164,7 @@ def read_nfdump_text(file: BinaryIO, path: str, config: CapturesConfig, batch_ro
     """
     converter = Converter(path, {key: key for key in _TEXT}, config)
     row = 0
-    for text in read_lines(file, path, min(max(128 * batch_rows, 1 << 16), 4 << 20)):
+    for text in read_lines(file, path, block_bytes(batch_rows, 128, 4)):
         lines = pa.array(text.decode().removesuffix("\n").split("\n"), pa.string())
         flows = pc.extract_regex(lines, _LINE)
         found = flows.is_valid().to_numpy(zero_copy_only=False)

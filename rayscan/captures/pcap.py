@@ -44,12 +44,13 @@ WINDOW_BYTES = 16 << 20
 
 _HEADER, _RECORD = 24, 16  # bytes
 _IN_A_ROW = 3
-_MAGIC = {  # byte order, fractions in a second
+MAGIC = {
     b"\xa1\xb2\xc3\xd4": (True, 10**6),
     b"\xd4\xc3\xb2\xa1": (False, 10**6),
     b"\xa1\xb2\x3c\x4d": (True, 10**9),
     b"\x4d\x3c\xb2\xa1": (False, 10**9),
 }
+"""The first bytes of a file: whether its numbers are big-endian, fractions in a second."""
 
 
 def read_pcap(file: BinaryIO, path: str, config: CapturesConfig, batch_rows: int) -> Iterator[Batch]:
@@ -62,9 +63,9 @@ def read_pcap(file: BinaryIO, path: str, config: CapturesConfig, batch_rows: int
     head = window.data[: min(window.end, _HEADER)].tobytes()
     if len(head) < _HEADER:
         raise window.damage or FormatError(path, "cut off in the file header", len(head))
-    if head[:4] not in _MAGIC:
+    if head[:4] not in MAGIC:
         raise FormatError(path, f"not a pcap file: it begins with {head[:4]!r}")
-    big, unit = _MAGIC[head[:4]]
+    big, unit = MAGIC[head[:4]]
     link = int.from_bytes(head[20:], "big" if big else "little") & 0xFFFF  # above it: length of checksums
     if link not in LINK_TYPES:
         known = ", ".join(f"{name} ({number})" for number, name in LINK_TYPES.items())

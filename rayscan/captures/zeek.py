@@ -34,7 +34,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from rayscan.captures.columns import BATCH, Batch, Converter, Reject, time_limits
-from rayscan.captures.delimited import Block, Header, clean, parse, read_pieces
+from rayscan.captures.delimited import Block, Header, block_bytes, clean, parse, read_pieces
 from rayscan.captures.jsonlines import read_objects
 from rayscan.captures.values import MISSING_TEXT, TCP_FLAGS, Bytes, Field, Ints, is_text, trimmed
 from rayscan.config import CapturesConfig
@@ -218,7 +218,7 @@ def read_zeek(file: BinaryIO, path: str, config: CapturesConfig, batch_rows: int
     FormatError for a log without a header, and, after the flows before it, for damage.
     """
     layout, flows, row = _Layout(), _Flows(path, config), 0
-    for text in read_pieces(file, path, min(max(128 * batch_rows, 1 << 16), 16 << 20)):
+    for text in read_pieces(file, path, block_bytes(batch_rows, 128, 16)):
         data, slots, place = np.frombuffer(text, np.uint8), layout.slots(), 0
         most = min(batch_rows, len(text) // len(_REQUIRED) + 1)
         while place < len(text):

@@ -41,6 +41,8 @@ def cluster(vectors: Path | None, **options: Any) -> None:
         _refuse(_OF_WORKSPACE, "is for a workspace, not for VECTORS")
         if of_file["sweep"] is not None:
             _refuse(("threshold",), "and --sweep exclude each other")
+        else:
+            _refuse(("address",), "is for --sweep; one threshold is solved in this process")
         _cluster_file(vectors, as_json=options["as_json"], address=options["address"], **of_file)
     elif options["workspace"] is None:
         raise click.UsageError("give a file of vectors, or a workspace with -w")

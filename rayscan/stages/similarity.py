@@ -148,7 +148,8 @@ def vectors_of(table: pa.Table) -> NDArray[np.float32]:
     if table.num_rows == 0:
         return np.empty((0, 0), np.float32)
     column = table["vector"].combine_chunks()
-    values = column.flatten().to_numpy(zero_copy_only=False)
-    if len(values) % table.num_rows:
+    lengths = column.value_lengths().to_numpy(zero_copy_only=False)
+    if (lengths != lengths[0]).any():
         raise DataError("embeddings of one model have different lengths; run `rayscan embed` again")
+    values = column.flatten().to_numpy(zero_copy_only=False)
     return np.asarray(values.reshape(table.num_rows, -1), np.float32)
