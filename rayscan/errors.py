@@ -6,6 +6,7 @@
     ├── SchemaError       a table or file lacks a column, or has one of the wrong type
     ├── WorkspaceError    the workspace is missing, unwritable or of a newer version
     ├── CommitConflict    another run has replaced the same key meanwhile
+    ├── TaskDied          the process of a task died, time after time
     ├── DataError         the data cannot carry the computation (too few sources, not finite, ...)
     └── ModelError        a model artefact is damaged or does not fit the flows
 
@@ -16,6 +17,9 @@ without a traceback, and exits 1 (2 for ConfigError); everything else is a bug a
 from __future__ import annotations
 
 import os
+
+STOPPED = 143
+"""Exit code after SIGTERM, as shells count: 128 and the signal's number."""
 
 
 class RayscanError(Exception):
@@ -52,6 +56,10 @@ class WorkspaceError(RayscanError):
 
 
 class CommitConflict(RayscanError):
+    pass
+
+
+class TaskDied(RayscanError):
     pass
 
 

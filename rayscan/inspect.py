@@ -24,7 +24,7 @@ from rayscan.config import RunConfig
 from rayscan.errors import FormatError, RayscanError, why
 from rayscan.planning import PIPE, CaptureFile
 from rayscan.report import words
-from rayscan.tables import filesystem
+from rayscan.storage import filesystem
 
 TOP = 10
 _WIDTH = 160  # of lines that go into a file

@@ -6,16 +6,18 @@ a run ends, `runs/<run>/run.json` says how; what was committed stays, and the ne
 
 from __future__ import annotations
 
+import signal
+import threading
 import uuid
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 from rayscan import planning
 from rayscan.config import RunConfig, as_yaml
-from rayscan.errors import DataError, RayscanError
+from rayscan.errors import STOPPED, DataError, RayscanError
 from rayscan.model.search import draw
 from rayscan.models import check_start
 from rayscan.planning import STAGES, Model, Unit, run_file
@@ -40,6 +42,27 @@ class Outcome:
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     report: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
+
+
+@contextmanager
+def leaving_on_sigterm() -> Iterator[None]:
+    """SIGTERM (a spot machine that is taken away, a scheduler) ends the block by SystemExit(STOPPED).
+
+    Training keeps a checkpoint on its way out. Further SIGTERMs change nothing, so that it can.
+    """
+
+    def leave(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise SystemExit(STOPPED)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may take signals
+        return
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class Run:
@@ -68,7 +91,7 @@ class Run:
         }
         outcome = self.outcome
         try:
-            with self._stack:
+            with leaving_on_sigterm(), self._stack:
                 for stage in stages:
                     self._step(stage, steps[stage])
         except BaseException as error:
@@ -76,6 +99,8 @@ class Run:
             if isinstance(error, RayscanError):
                 outcome.exit_code = error.exit_code
             outcome.error = f"{type(error).__name__}: {error}"
+            if isinstance(error, SystemExit):
+                outcome.status, outcome.exit_code, outcome.error = "stopped", STOPPED, "stopped by SIGTERM"
             raise
         else:
             self._conclude()
@@ -245,7 +270,7 @@ def tune(workspace: Workspace, config: RunConfig, address: str | None = None) ->
     planning.training_files(workspace, config)
     from rayscan.stages.session import session
 
-    with session(config.resources, address):
+    with leaving_on_sigterm(), session(config.resources, address):
         from rayscan.stages import tune as stage
 
         return DONE, stage.run(workspace, config, name)

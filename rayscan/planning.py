@@ -33,7 +33,8 @@ import rayscan
 from rayscan.captures.detect import READERS
 from rayscan.config import CapturesConfig, RunConfig, digest
 from rayscan.errors import ConfigError, DataError, why
-from rayscan.tables import File, Key, Workspace, filesystem, fingerprint, key_name
+from rayscan.storage import filesystem, uri_of
+from rayscan.tables import File, Key, Workspace, fingerprint, key_name
 
 State = Literal["done", "due", "stale"]
 Groups = dict[tuple[tuple[str, str], ...], list[File]]
@@ -141,7 +142,6 @@ def find_captures(captures: CapturesConfig, workspace_uri: str | None = None) ->
 
 def _list_path(path: str) -> list[CaptureFile]:
     fs, inner = filesystem(path)
-    scheme = "s3://" if path.startswith("s3://") else ""
     base, pattern = inner, []
     info = fs.get_file_info(inner)
     if info.type == pafs.FileType.NotFound and (sign := re.search(r"[*?\[]", inner)):
@@ -156,7 +156,7 @@ def _list_path(path: str) -> list[CaptureFile]:
         infos = [info]
     if pattern and not infos:
         raise ConfigError(f"captures.paths: nothing matches {path}")
-    return [CaptureFile(scheme + info.path, max(info.size or 0, 0), info.mtime) for info in infos]
+    return [CaptureFile(uri_of(path, info.path), max(info.size or 0, 0), info.mtime) for info in infos]
 
 
 def _below(fs: pafs.FileSystem, folder: str) -> list[pafs.FileInfo]:

@@ -17,10 +17,10 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from functools import cached_property
@@ -32,13 +32,14 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, Transaction
-from deltalake.exceptions import CommitFailedError, TableNotFoundError
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, RemoveAction
 
 import rayscan
 from rayscan import keys, schema
 from rayscan.config import IngestConfig
 from rayscan.errors import CommitConflict, ConfigError, SchemaError, WorkspaceError
+from rayscan.storage import delta_options, filesystem, is_remote, storage_errors
 
 Key = Mapping[str, str | int]
 """Values of a table's key columns, e.g. {"period": "2024-03", "bucket": 7}."""
@@ -65,6 +66,8 @@ _SCHEMAS: dict[str, pa.Schema] = {
 }
 TABLE_NAMES = tuple(_SCHEMAS)
 _ATTEMPTS = 10
+_LONGEST_PAUSE_S = 2.0
+_TOKEN = "rayscan.commit"
 _ROW_GROUP = 131_072  # rows: small enough to read part of a file, large enough to compress well
 
 
@@ -80,42 +83,8 @@ def key_name(key: Key) -> str:
 
 
 # ---------------------------------------------------------------------------------------------
-# Storage
+# Workspaces
 # ---------------------------------------------------------------------------------------------
-
-
-def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
-    """The file system of a path or URI and the path in it.
-
-    `s3://` takes credentials and region from the usual chain and the endpoint from AWS_ENDPOINT_URL.
-    """
-    if uri.startswith("s3://"):
-        return _s3(), uri.removeprefix("s3://").rstrip("/")
-    if "://" in uri and not uri.startswith("file://"):
-        scheme = uri.partition("://")[0]
-        raise ConfigError(f"{uri}: {scheme}:// is not supported; use a folder or s3://bucket/prefix")
-    path = Path(uri.removeprefix("file://")).expanduser().absolute()
-    return pafs.LocalFileSystem(), str(path)
-
-
-def _s3() -> pafs.FileSystem:
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
-    options: dict[str, Any] = {"connect_timeout": 10, "request_timeout": 60}
-    if endpoint:
-        scheme, _, host = endpoint.partition("://")
-        options |= {"endpoint_override": host.rstrip("/"), "scheme": scheme}
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    return pafs.S3FileSystem(**options, **({"region": region} if region else {}))
-
-
-def _delta_options(uri: str) -> dict[str, str] | None:
-    if not uri.startswith("s3://"):
-        return None
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
-    options = {"AWS_ENDPOINT_URL": endpoint} if endpoint else {}
-    if endpoint.startswith("http://"):
-        options["AWS_ALLOW_HTTP"] = "true"
-    return options
 
 
 @dataclass(frozen=True)
@@ -206,28 +175,30 @@ class Workspace:
     def read_bytes(self, path: str) -> bytes:
         """Content of a file of the workspace. Raises FileNotFoundError."""
         fs, root = self._storage
-        try:
-            with fs.open_input_stream(f"{root}/{path}", compression=None) as stream:
-                return bytes(stream.readall())
-        except NotADirectoryError as error:
-            raise FileNotFoundError(str(error)) from None
+        with storage_errors(f"read {self.url(path)}"):
+            try:
+                with fs.open_input_stream(f"{root}/{path}", compression=None) as stream:
+                    return bytes(stream.readall())
+            except NotADirectoryError as error:
+                raise FileNotFoundError(str(error)) from None
 
     def write_bytes(self, path: str, data: bytes) -> None:
         """Write a file as a whole: readers see the old one or the new one."""
         fs, root = self._storage
         target = f"{root}/{path}"
-        if not isinstance(fs, pafs.LocalFileSystem):
-            with fs.open_output_stream(target, compression=None) as stream:
-                stream.write(data)
-            return
-        _make_folder(Path(target).parent)
-        part = Path(f"{target}.{uuid.uuid4().hex[:8]}.part")
-        try:
-            part.write_bytes(data)
-            part.replace(target)
-        except OSError as error:
-            part.unlink(missing_ok=True)
-            raise WorkspaceError(f"cannot write {target}: {error.strerror}") from None
+        with storage_errors(f"write {self.url(path)}"):
+            if not isinstance(fs, pafs.LocalFileSystem):
+                with fs.open_output_stream(target, compression=None) as stream:
+                    stream.write(data)
+                return
+            _make_folder(Path(target).parent)
+            part = Path(f"{target}.{uuid.uuid4().hex[:8]}.part")
+            try:
+                part.write_bytes(data)
+                part.replace(target)
+            except OSError:
+                part.unlink(missing_ok=True)
+                raise
 
     def read_json(self, path: str) -> dict[str, Any] | None:
         """A JSON file of the workspace, or None where there is none."""
@@ -242,14 +213,16 @@ class Workspace:
     def delete(self, path: str) -> None:
         """Remove a folder of the workspace with all that is in it; nothing happens when it is not there."""
         fs, root = self._storage
-        if fs.get_file_info(f"{root}/{path}").type == pafs.FileType.Directory:
-            fs.delete_dir(f"{root}/{path}")
+        with storage_errors(f"remove {self.url(path)}"):
+            if fs.get_file_info(f"{root}/{path}").type == pafs.FileType.Directory:
+                fs.delete_dir(f"{root}/{path}")
 
     def remove(self, path: str) -> None:
         """Remove a file of the workspace; nothing happens when it is not there."""
         fs, root = self._storage
-        if fs.get_file_info(f"{root}/{path}").type == pafs.FileType.File:
-            fs.delete_file(f"{root}/{path}")
+        with storage_errors(f"remove {self.url(path)}"):
+            if fs.get_file_info(f"{root}/{path}").type == pafs.FileType.File:
+                fs.delete_file(f"{root}/{path}")
 
     def location(self, path: str) -> tuple[pafs.FileSystem, str]:
         """File system and full path of a place in the workspace, for libraries that write by themselves."""
@@ -305,6 +278,14 @@ class CommitInfo:
         }
 
 
+@dataclass(frozen=True)
+class _State:
+    """What a commit rests on: nobody else may change it in between."""
+
+    files: tuple[File, ...]  # that the commit removes
+    recorded: tuple[int | None, ...]  # fingerprints of its keys
+
+
 class Table:
     """One table of a workspace."""
 
@@ -327,44 +308,66 @@ class Table:
         folder = "/".join(f"{name}={value}" for name, value in partition)
         path = f"{folder}/{prefix}-{uuid.uuid4().hex[:12]}.parquet".lstrip("/")
         fs, root = self.workspace.location(self.name)
-        if isinstance(fs, pafs.LocalFileSystem):
-            _make_folder(Path(f"{root}/{path}").parent)
         collected: list[Any] = []
         data = _conform(data, self.schema, self.name)
-        pq.write_table(
-            data,
-            f"{root}/{path}",
-            filesystem=fs,
-            compression="zstd",
-            row_group_size=_ROW_GROUP,
-            metadata_collector=collected,
-        )
-        size = fs.get_file_info(f"{root}/{path}").size
+        with storage_errors(f"write {self.url(path)}"):
+            if isinstance(fs, pafs.LocalFileSystem):
+                _make_folder(Path(f"{root}/{path}").parent)
+            pq.write_table(
+                data,
+                f"{root}/{path}",
+                filesystem=fs,
+                compression="zstd",
+                row_group_size=_ROW_GROUP,
+                metadata_collector=collected,
+            )
+            size = fs.get_file_info(f"{root}/{path}").size
         return File(path, partition, data.num_rows, size, _stats(data.num_rows, collected[0]))
 
     def read_files(self, files: Iterable[File], columns: Sequence[str] | None = None) -> pa.Table:
-        """Rows of these files, file after file in the order given, without partition columns."""
+        """Rows of these files, file after file in the order given, without partition columns.
+
+        Raises WorkspaceError for a file that is damaged, gone or cannot be had.
+        """
         fs, root = self.workspace.location(self.name)
         wanted = self.schema if columns is None else pa.schema([self.schema.field(c) for c in columns])
-        parts = [
-            pq.read_table(f"{root}/{file.path}", columns=wanted.names, filesystem=fs, partitioning=None).cast(
-                wanted
-            )
-            for file in files
-        ]
+        parts = []
+        for file in files:
+            with self._reading(file):
+                rows = pq.read_table(
+                    f"{root}/{file.path}", columns=wanted.names, filesystem=fs, partitioning=None
+                )
+                parts.append(rows.cast(wanted))
         return pa.concat_tables(parts) if parts else wanted.empty_table()
 
     def read_rows(self, file: File, start: int, stop: int, columns: Sequence[str]) -> pa.Table:
-        """Rows start to stop - 1 of one file; only the row groups that hold them are read."""
+        """Rows start to stop - 1 of one file; only the row groups that hold them are read.
+
+        Raises WorkspaceError as `read_files` does.
+        """
         fs, root = self.workspace.location(self.name)
         wanted = pa.schema([self.schema.field(c) for c in columns])
-        with pq.ParquetFile(fs.open_input_file(f"{root}/{file.path}")) as parquet:
+        with self._reading(file), pq.ParquetFile(fs.open_input_file(f"{root}/{file.path}")) as parquet:
             sizes = [parquet.metadata.row_group(g).num_rows for g in range(parquet.num_row_groups)]
             ends = list(itertools.accumulate(sizes))
             groups = [g for g, end in enumerate(ends) if end > start and end - sizes[g] < stop]
             first = ends[groups[0]] - sizes[groups[0]] if groups else 0
             rows = parquet.read_row_groups(groups, columns=wanted.names).cast(wanted)
         return rows.slice(start - first, stop - start)
+
+    def url(self, path: str) -> str:
+        """Full path or URI of a file of the table, for people."""
+        return self.workspace.url(f"{self.name}/{path}")
+
+    @contextmanager
+    def _reading(self, file: File) -> Iterator[None]:
+        try:
+            with storage_errors(f"read {self.url(file.path)}"):
+                yield
+        except FileNotFoundError as error:
+            raise WorkspaceError(f"{self.url(file.path)} is gone: vacuumed, or deleted by hand") from error
+        except pa.ArrowException as error:
+            raise WorkspaceError(f"{self.url(file.path)} is damaged: {error}") from error
 
     # -- driver side: looking
 
@@ -466,14 +469,15 @@ class Table:
         delta = self._load()
         if delta is None:
             return []
-        return list(
-            delta.vacuum(
-                retention_hours=int(retention_hours),
-                dry_run=dry_run,
-                enforce_retention_duration=False,
-                full=True,
+        with storage_errors(f"clean up {self.url('')}"):
+            return list(
+                delta.vacuum(
+                    retention_hours=int(retention_hours),
+                    dry_run=dry_run,
+                    enforce_retention_duration=False,
+                    full=True,
+                )
             )
-        )
 
     # -- inside
 
@@ -485,42 +489,53 @@ class Table:
         info: CommitInfo,
         read_version: int | None,
     ) -> int:
-        if read_version == -1:  # the caller saw no table
-            base = self._create()
-            before: tuple[list[str], list[int | None]] = ([], [None] * len(done))
-        else:
-            base = self._load(read_version) or self._create()
-            before = self._state(base, removes, done)
-        for _ in range(_ATTEMPTS):
-            if self._state(base, removes, done) != before:
+        """Commit, unless what the commit rests on has changed; the new version.
+
+        Of a commit whose answer was lost, nobody knows whether it took effect: storage may even refuse its
+        own repetition. So each carries a token, and whatever went wrong, the log is asked for it first.
+        """
+        base = self._create() if read_version == -1 else self._load(read_version) or self._create()
+        state = self._state(base, removes, done)
+        expected = _State((), (None,) * len(done)) if read_version == -1 else state
+        token = uuid.uuid4().hex
+        trouble: Exception | None = None
+        for attempt in range(_ATTEMPTS):
+            if state != expected:
                 names = ", ".join(sorted(done)[:3])
                 raise CommitConflict(
                     f"{self.name}: another run has replaced {names} meanwhile; nothing was written. "
                     "Run again: what it did will not be done twice"
                 )
             try:
-                return self._try_commit(base, files, removes, done, info)
-            except CommitFailedError:  # somebody committed first: was it one of these keys?
-                base = self._create()
-        raise CommitConflict(f"{self.name}: gave up after {_ATTEMPTS} conflicts with other writers")
+                return self._try_commit(base, state.files, files, done, {**info.as_dict(), _TOKEN: token})
+            except (DeltaError, OSError) as error:  # somebody committed first, or storage failed
+                trouble = error
+            if not isinstance(trouble, CommitFailedError):
+                time.sleep(min(0.1 * 2**attempt, _LONGEST_PAUSE_S))
+            newest = self._create()
+            found = self._find(newest, token, base.version())
+            if found is not None:
+                return found
+            base, state = newest, self._state(newest, removes, done)
+        assert trouble is not None
+        if isinstance(trouble, CommitFailedError):
+            raise CommitConflict(f"{self.name}: gave up after {_ATTEMPTS} conflicts with other writers")
+        with storage_errors(f"commit to {self.url('')}, tried {_ATTEMPTS} times"):
+            raise trouble
 
-    def _state(
-        self, delta: DeltaTable, removes: Callable[[File], bool], done: Mapping[str, int]
-    ) -> tuple[list[str], list[int | None]]:
-        """What a commit of these keys rests on: nobody else may change it in between."""
-        paths = sorted(file.path for file in self._files(delta, {}) if removes(file))
-        return (paths, [delta.transaction_version(name) for name in sorted(done)])
+    def _state(self, delta: DeltaTable, removes: Callable[[File], bool], done: Mapping[str, int]) -> _State:
+        old = tuple(file for file in self._files(delta, {}) if removes(file))
+        return _State(old, tuple(delta.transaction_version(name) for name in sorted(done)))
 
     def _try_commit(
         self,
         delta: DeltaTable,
-        files: list[File],
-        removes: Callable[[File], bool],
+        old: Iterable[File],
+        files: Iterable[File],
         done: Mapping[str, int],
-        info: CommitInfo,
+        metadata: dict[str, str],
     ) -> int:
         now = int(time.time() * 1000)
-        old = [file for file in self._files(delta, {}) if removes(file)]
         actions: list[AddAction | RemoveAction] = [
             RemoveAction(f.path, True, now, f.bytes, dict[str, str | None](f.partition)) for f in old
         ]
@@ -531,7 +546,7 @@ class Table:
             delta.schema(),
             list(self.partition_types),
             commit_properties=CommitProperties(
-                custom_metadata=info.as_dict(),
+                custom_metadata=metadata,
                 max_commit_retries=_ATTEMPTS,
                 app_transactions=[Transaction(name, value) for name, value in done.items()],
             ),
@@ -539,33 +554,44 @@ class Table:
         delta.update_incremental()
         return int(delta.version())
 
+    def _find(self, delta: DeltaTable, token: str, after: int) -> int | None:
+        """The version that the commit with this token made, looking at those after `after`."""
+        versions = range(delta.version(), after, -1)
+        with storage_errors(f"read the log of {self.url('')}"):
+            commits = delta.history(len(versions)) if versions else []
+        return next(
+            (v for v, commit in zip(versions, commits, strict=False) if commit.get(_TOKEN) == token), None
+        )
+
     def _load(self, version: int | None = None) -> DeltaTable | None:
-        try:
-            return DeltaTable(
-                self.workspace.url(self.name),
-                version=version,
-                storage_options=_delta_options(self.workspace.uri),
-            )
-        except TableNotFoundError:
-            return None
+        with storage_errors(f"open the table {self.url('')}"):
+            try:
+                return DeltaTable(
+                    self.workspace.url(self.name),
+                    version=version,
+                    storage_options=delta_options(self.workspace.uri),
+                )
+            except TableNotFoundError:
+                return None
 
     def _create(self) -> DeltaTable:
         """The table, made when it is not there; two makers at once get the same one."""
         found = self._load()
         if found is not None:
             return found
-        if not self.workspace.uri.startswith("s3://"):
-            _make_folder(Path(self.workspace.url(self.name)))
         fields = [pa.field(name, kind) for name, kind in self.partition_types.items()]
-        return DeltaTable.create(
-            self.workspace.url(self.name),
-            schema=pa.schema(fields + list(self.schema)),
-            mode="ignore",
-            partition_by=list(self.partition_types),
-            configuration={"rayscan.schema": str(schema.VERSION), "rayscan.bucket_hash": keys.HASH_NAME},
-            storage_options=_delta_options(self.workspace.uri),
-            raise_if_key_not_exists=False,
-        )
+        with storage_errors(f"create the table {self.url('')}"):
+            if not is_remote(self.workspace.uri):
+                _make_folder(Path(self.workspace.url(self.name)))
+            return DeltaTable.create(
+                self.workspace.url(self.name),
+                schema=pa.schema(fields + list(self.schema)),
+                mode="ignore",
+                partition_by=list(self.partition_types),
+                configuration={"rayscan.schema": str(schema.VERSION), "rayscan.bucket_hash": keys.HASH_NAME},
+                storage_options=delta_options(self.workspace.uri),
+                raise_if_key_not_exists=False,
+            )
 
     def _files(self, delta: DeltaTable, where: Key) -> list[File]:
         listed = pa.table(delta.get_add_actions(flatten=True)).to_pylist()

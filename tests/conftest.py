@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import socket
-import subprocess
-import sys
-import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import servers
 from hypothesis import settings
 
 from rayscan.config import ResourcesConfig
@@ -44,39 +39,17 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
-    """Endpoint of an S3 server of its own process (deltalake keeps the interpreter lock in requests)."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(150):
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                break
-            time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.kill()
-        server.wait()
+    """Endpoint of an S3 server."""
+    with servers.s3_server() as endpoint:
+        yield endpoint
 
 
 @pytest.fixture
 def s3_prefix(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """A fresh s3://bucket/prefix, with the usual environment variables set for it."""
-    settings = {
-        "AWS_ENDPOINT_URL": s3_server,
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_REGION": "us-east-1",
-    }
-    for name, value in settings.items():
+    for name, value in servers.settings(s3_server).items():
         monkeypatch.setenv(name, value)
-    import boto3
-
-    bucket = f"rayscan-{uuid.uuid4().hex[:12]}"
-    boto3.client("s3", endpoint_url=s3_server, region_name="us-east-1").create_bucket(Bucket=bucket)
-    return f"s3://{bucket}/prefix"
+    return f"s3://{servers.new_bucket(s3_server)}/prefix"
 
 
 @pytest.fixture(params=["file", "s3"])

@@ -166,7 +166,7 @@ def not_finite(file: Path) -> None:
 
 @pytest.mark.parametrize(
     ("damage", "message"),
-    [(damaged, "cannot be read"), (not_finite, "rows from 80 on: embedding of row 40 is not finite")],
+    [(damaged, "is damaged"), (not_finite, "rows from 80 on: embedding of row 40 is not finite")],
 )
 def test_poison_is_named_and_costs_only_its_period(
     undisturbed: pl.DataFrame, tmp_path: Path, damage: Callable[[Path], None], message: str

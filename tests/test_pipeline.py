@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
+from processes import below, command_of, kill, kill_tree
 
 from rayscan.cli import main
 from rayscan.simulate import simulate_to
@@ -305,21 +305,6 @@ def test_a_scanner_list_redoes_what_asks_it(copy: Path, captures: Path, tmp_path
 # ---------------------------------------------------------------------------------------------
 
 
-def descendants(pid: int) -> list[int]:
-    parents: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except OSError:
-                continue
-            parents.setdefault(parent, []).append(int(entry.name))
-    found = [pid]
-    for one in found:
-        found += parents.get(one, [])
-    return found
-
-
 def kill_in(stage: str, words: list[str], delay: float) -> list[str]:
     """Start the command, kill it and all it has started `delay` seconds into a stage; what it printed."""
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
@@ -338,11 +323,7 @@ def kill_in(stage: str, words: list[str], delay: float) -> list[str]:
         ):
             break
     time.sleep(delay)
-    for pid in descendants(process.pid):
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
+    kill_tree(process.pid)
     process.wait()
     return lines
 
@@ -409,9 +390,9 @@ def test_a_killed_training_worker_costs_nothing(copy: Path, captures: Path) -> N
     assert process.stderr
     said = [process.stderr.readline() for _ in range(2)]  # some seconds apart: checkpoints are registered
     assert all(line.startswith("train: ") for line in said), said
-    victims = [pid for pid in descendants(process.pid) if "RayTrainWorker" in command_of(pid)]
+    victims = [pid for pid in below(process.pid) if "RayTrainWorker" in command_of(pid)]
     assert victims
-    os.kill(victims[0], signal.SIGKILL)
+    kill(victims[0])
     said += process.stderr.readlines()
     assert process.wait() == 0, said
     assert any("going on from step" in line for line in said), said
@@ -420,13 +401,6 @@ def test_a_killed_training_worker_costs_nothing(copy: Path, captures: Path) -> N
     undisturbed = curve(copy)
     columns = ["step", "loss", "learning_rate", "gradient_norm", "separation"]
     assert disturbed.select(columns).equals(undisturbed.select(columns))
-
-
-def command_of(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text()
-    except OSError:
-        return ""
 
 
 # ---------------------------------------------------------------------------------------------

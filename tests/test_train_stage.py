@@ -9,13 +9,12 @@ from __future__ import annotations
 import json
 import os
 import resource
-import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from processes import below, command_of, kill, kill_tree
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rayscan import config as configuration
@@ -260,22 +260,6 @@ def test_flows_that_lack_an_input_are_refused(captures: Path, tmp_path: Path, ra
 # ---------------------------------------------------------------------------------------------
 
 
-def children(pid: int) -> list[int]:
-    """All processes below this one."""
-    parents: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except OSError:
-                continue
-            parents.setdefault(parent, []).append(int(entry.name))
-    found = list(parents.get(pid, []))
-    for one in found:
-        found += parents.get(one, [])
-    return found
-
-
 @contextmanager
 def to_each_worker(deed: Callable[[int], Any]) -> Iterator[list[int]]:
     """Do this once to every training process as soon as it is seen; the process numbers."""
@@ -284,13 +268,11 @@ def to_each_worker(deed: Callable[[int], Any]) -> Iterator[list[int]]:
 
     def watch() -> None:
         while not over.wait(0.05):
-            for pid in children(os.getpid()):
-                try:
-                    if pid not in done and "RayTrainWorker" in Path(f"/proc/{pid}/cmdline").read_text():
+            for pid in below(os.getpid()):
+                if pid not in done and "RayTrainWorker" in command_of(pid):
+                    with suppress(ProcessLookupError):
                         deed(pid)
                         done.append(pid)
-                except OSError:
-                    continue
 
     thread = threading.Thread(target=watch)
     thread.start()
@@ -302,7 +284,7 @@ def to_each_worker(deed: Callable[[int], Any]) -> Iterator[list[int]]:
 
 
 def test_a_worker_that_dies_every_time(copy: Path) -> None:
-    with to_each_worker(lambda pid: os.kill(pid, signal.SIGKILL)) as killed:
+    with to_each_worker(kill) as killed:
         done = rayscan("train", copy, sets=("train.seed=1", "train.max_failures=1"))
     assert len(killed) >= 2
     assert done.exit_code == 1
@@ -406,11 +388,7 @@ def test_a_killed_sweep_repeats_no_finished_rung(copy: Path) -> None:
     while len(list(copy.glob("tuning/*/trials/*.json"))) < 2:
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.02)
-    for pid in [process.pid, *children(process.pid)]:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
+    kill_tree(process.pid)
     process.wait()
     before = {path: path.stat().st_mtime_ns for path in copy.glob("tuning/*/trials/*.json")}
     assert not list(copy.glob("tuning/*/tune.json"))

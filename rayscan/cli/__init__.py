@@ -14,7 +14,7 @@ import click
 import rayscan
 from rayscan.cli import captures, cluster, methods, scanners, settings, stages, workspace
 from rayscan.cli.options import EPILOG
-from rayscan.errors import RayscanError
+from rayscan.errors import STOPPED, RayscanError
 
 
 class _Group(click.Group):
@@ -29,6 +29,10 @@ class _Group(click.Group):
         except KeyboardInterrupt:
             click.echo("rayscan: stopped; what was committed stays, run again to go on", err=True)
             ctx.exit(130)
+        except SystemExit as end:
+            if end.code == STOPPED:
+                click.echo("rayscan: stopped by SIGTERM; run again to go on from here", err=True)
+            raise
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)  # in the order of the pipeline

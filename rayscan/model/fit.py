@@ -103,6 +103,7 @@ def fit(
     validation: Sequences | None = None,
     on_step: Callable[[Metrics], None] | None = None,
     on_checkpoint: Callable[[TrainState | None, Metrics], None] | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> FitResult:
     """Train an encoder for `train.steps` steps on the batches of `sampler`.
 
@@ -111,28 +112,34 @@ def fit(
     sources that training does not see: every `validate_every` steps and after the last, process 0 measures
     `separation` on it. `on_step` gets the metrics of every step in order, up to READ_BACK steps late.
     `on_checkpoint` is called in every process each `checkpoint_every` steps and after the last, with the
-    metrics of that step and, in process 0, the state. Under several processes the default process group
-    exists already. Raises DataError or ModelError if the loss is not finite. Random state outside is left as
-    it was.
+    metrics of that step and, in process 0, the state. `stop` is asked after steps, in every process after the
+    same ones, and must answer alike in all of them: True ends it with a checkpoint. Under several processes
+    the default process group exists already. Raises DataError or ModelError if the loss is not finite. Random
+    state outside is left as it was.
     """
     device = torch.device(device)
     cuda = [torch.cuda.current_device()] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
         torch.manual_seed(_step_seed(train, -1, 0))
         run = _Run.begin(model, train, sampler, device, start_state)
-        stop = train.steps if until is None else min(until, train.steps)
-        batches = sampler.batches(model, run.step, stop)
+        end = train.steps if until is None else min(until, train.steps)
+        batches = sampler.batches(model, run.step, end)
         try:
             for batch in batches:
                 run.advance(batch)
-                last = run.step == stop
+                last = run.step == end
                 due = [
                     last or run.step % every == 0 for every in (train.validate_every, train.checkpoint_every)
                 ]
-                if any(due) or run.step % READ_BACK == 0:
+                reading = any(due) or run.step % READ_BACK == 0
+                # A GPU would have to wait for the question; a CPU's steps are long enough to ask after each.
+                stopped = stop is not None and (reading or device.type == "cpu") and not last and stop()
+                if reading or stopped:
                     run.read_back(validation if due[0] else None, on_step)
-                if due[1] and on_checkpoint is not None:
+                if (due[1] or stopped) and on_checkpoint is not None:
                     on_checkpoint(run.state() if sampler.rank == 0 else None, run.metrics[-1])
+                if stopped:
+                    break
         finally:
             batches.close()
     return run.result()

@@ -22,7 +22,7 @@ from rayscan import schema
 from rayscan.clustering import Clusters, Solution, calibrate, products_on, solve_blocked, weights
 from rayscan.clustering.objective import check_embeddings
 from rayscan.config import RunConfig, digest
-from rayscan.errors import ConfigError, DataError, FormatError, RayscanError
+from rayscan.errors import ConfigError, DataError, RayscanError, WorkspaceError
 from rayscan.evaluation.splits import VALIDATION
 from rayscan.planning import Model, Unit
 from rayscan.progress import say, track
@@ -59,7 +59,7 @@ def run(workspace: Workspace, config: RunConfig, model: Model, due: list[Unit], 
         for unit in due:
             try:
                 files, clusters = _solve_period(workspace, config, unit, threshold)
-            except (DataError, FormatError) as error:
+            except (DataError, WorkspaceError) as error:
                 failures.append(error)
                 say(f"cluster: {unit.key['period']} failed: {error}")
                 advance(1, "")
@@ -146,11 +146,7 @@ def _load(workspace: Workspace, blocks: Sequence[_Block], number: int) -> NDArra
 
 
 def _read(workspace: Workspace, block: _Block, columns: Sequence[str]) -> pa.Table:
-    try:
-        return workspace.table("embeddings").read_rows(block.file, block.start, block.stop, columns)
-    except (OSError, pa.ArrowException) as error:
-        path = workspace.url(f"embeddings/{block.file.path}")
-        raise FormatError(path, f"cannot be read ({error})") from None
+    return workspace.table("embeddings").read_rows(block.file, block.start, block.stop, columns)
 
 
 def _located(workspace: Workspace, blocks: Sequence[_Block], error: DataError) -> DataError:

@@ -27,13 +27,14 @@ from rayscan import schema
 from rayscan.captures.columns import Reject, merge_rejects
 from rayscan.captures.detect import read_capture
 from rayscan.config import IngestConfig, RunConfig
-from rayscan.errors import FormatError, RayscanError, why
+from rayscan.errors import FormatError, RayscanError, TaskDied, WorkspaceError, why
 from rayscan.keys import bucket_of, period_of
 from rayscan.planning import PIPE, CaptureFile, ingest_version
 from rayscan.progress import say, track
 from rayscan.stages.admission import Admit, admission, check_key
 from rayscan.stages.session import run_tasks
-from rayscan.tables import CommitInfo, File, Table, Workspace, filesystem, key_name
+from rayscan.storage import filesystem
+from rayscan.tables import CommitInfo, File, Table, Workspace, key_name
 
 _COMMIT_EVERY_S = 20.0
 _COMMIT_CAPTURES = 64
@@ -85,7 +86,12 @@ def run(workspace: Workspace, config: RunConfig, due: list[CaptureFile], info: C
         return ingest_file(workspace, file, config)
 
     tasks = run_tasks(
-        work, due, cpus=resources.ingest_cpus, memory_mb=resources.ingest_memory_mb, ordered=True
+        work,
+        due,
+        cpus=resources.ingest_cpus,
+        memory_mb=resources.ingest_memory_mb,
+        ordered=True,
+        failed=_given_up,
     )
     batch: list[Ingested] = []
     since = time.monotonic()
@@ -102,6 +108,15 @@ def run(workspace: Workspace, config: RunConfig, due: list[CaptureFile], info: C
     if advice := advice_on(workspace.table("flows").files()):
         say(advice)
     return counts
+
+
+def _given_up(file: CaptureFile, error: RayscanError) -> Ingested:
+    """A capture that kills its reader costs nothing but itself; a fault of something else ends the run."""
+    if not isinstance(error, TaskDied):
+        raise error
+    result = Ingested(file)
+    result.end(f"not taken: {error}", None, False)
+    return result
 
 
 def advice_on(files: list[File]) -> str | None:
@@ -122,7 +137,7 @@ def advice_on(files: list[File]) -> str | None:
 
 
 def ingest_file(workspace: Workspace, file: CaptureFile, config: RunConfig) -> Ingested:
-    """Read one capture and write its flows, without committing them. Never raises for a bad file."""
+    """Read one capture and write its flows, without committing them. Raises WorkspaceError alone."""
     result = Ingested(file)
     admit = admission(workspace, config)
     try:
@@ -138,6 +153,8 @@ def ingest_file(workspace: Workspace, file: CaptureFile, config: RunConfig) -> I
             _read_to_end(stream, workspace.table("flows"), config, admit, result)
             if _state(fs, path) != (stream.size(), before.mtime_ns, stream.metadata().get(b"ETag")):
                 result.end("changed while it was read: not taken; the next run reads it again", None, False)
+    except WorkspaceError:
+        raise  # it is not the capture that is at fault
     except OSError as error:
         result.end(f"cannot be read: {why(error)}", None, False)
     except Exception as error:  # a reader that fails on one file must not take the others along
@@ -165,6 +182,8 @@ def _read_to_end(stream: BinaryIO, table: Table, config: RunConfig, admit: Admit
         _read(stream, table, config, admit, result)
     except FormatError as error:
         result.end(error.reason, error.offset)
+    except WorkspaceError:
+        raise
     except RayscanError as error:  # the file does not fit the settings
         result.end(str(error).removeprefix(f"{result.file.path}: "))
 

@@ -22,7 +22,8 @@ from rayscan.captures.scanners import NOT_KNOWN, Scanners
 from rayscan.captures.source import Decompressed, compression_of
 from rayscan.config import CapturesConfig, RunConfig
 from rayscan.errors import ConfigError, DataError, why
-from rayscan.tables import CommitInfo, Workspace, filesystem, key_name
+from rayscan.storage import filesystem
+from rayscan.tables import CommitInfo, Workspace, key_name
 
 HIDDEN = "addresses are pseudonyms here (ingest.addresses=cryptopan), so nobody can be looked up"
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from rayscan import sequences
 from rayscan.config import RunConfig
+from rayscan.errors import DataError, RayscanError
 from rayscan.planning import Unit
-from rayscan.progress import track
+from rayscan.progress import say, track
 from rayscan.stages.commits import PeriodCommits
 from rayscan.stages.session import run_tasks
 from rayscan.tables import CommitInfo, File, Workspace
@@ -25,22 +26,37 @@ class Counts:
 
 
 def run(workspace: Workspace, config: RunConfig, due: list[Unit], info: CommitInfo) -> Counts:
-    """Build the sequences of every unit that is due and commit them, period by period."""
+    """Build the sequences of every unit that is due and commit them, period by period.
+
+    A bucket that fails keeps its period from being committed, and no other. Raises DataError in the end.
+    """
     settings = config.sequences
 
-    def work(unit: Unit) -> tuple[File | None, sequences.Dropped]:
+    def work(unit: Unit) -> tuple[File | None, sequences.Dropped] | None:
         return build_unit(workspace, unit, settings.length, settings.min_length)
+
+    failures: list[str] = []
+
+    def failed(unit: Unit, error: RayscanError) -> None:
+        failures.append(f"{unit.name}: {error}")
+        say(f"sequences: {failures[-1]}")
 
     counts = Counts()
     commits = PeriodCommits(workspace, "sequences", due, info)
     with track("sequences", len(due), "buckets") as advance:
-        for unit, (file, dropped) in run_tasks(work, due, cpus=config.resources.sequence_cpus):
+        for unit, made in run_tasks(work, due, cpus=config.resources.sequence_cpus, failed=failed):
+            if made is None:
+                advance(1, "")
+                continue
+            file, dropped = made
             commits.add(unit, [file])
             counts.units += 1
             counts.sequences += file.rows if file else 0
             counts.dropped_flows += dropped.flows
             counts.dropped_sources += dropped.sources
             advance(1, f"{counts.sequences:,} sequences")
+    if failures:
+        raise DataError(f"{len(failures)} of {len(due)} buckets failed, the others are done. {failures[0]}")
     return counts
 
 

@@ -2,26 +2,32 @@
 
 A local Ray gets at least four logical CPUs whatever the machine has, because Ray Data and Ray Train hang
 when actors hold all of them (docs/ray.md). Its dashboard stays off: it would be one more open port.
+
+A task whose process dies is tried again, a few times: a machine may have been taken away. Then the task is
+given up and named, since what kills a process each time (a poisonous file, too little memory) would go on
+doing so for ever.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import OutOfMemoryError, RayTaskError, WorkerCrashedError
 
 from rayscan.config import ResourcesConfig
-from rayscan.errors import ConfigError, RayscanError
+from rayscan.errors import ConfigError, RayscanError, TaskDied
 
 T = TypeVar("T")
 R = TypeVar("R")
 _TASKS_PER_CPU = 2  # queued and running, so that no CPU waits for the driver
+_RETRIES = 3
 
 
 @contextmanager
@@ -35,6 +41,7 @@ def session(resources: ResourcesConfig, address: str | None = None) -> Iterator[
         return
     address = address or os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_task_oom_retries", str(_RETRIES))  # Ray's own default is: for ever
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address:
         options["address"] = address
@@ -47,11 +54,27 @@ def session(resources: ResourcesConfig, address: str | None = None) -> Iterator[
         }
     if address:
         _check_reachable(address)
-    ray.init(**options)
+    _start(options)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _start(options: dict[str, Any]) -> None:
+    """`ray.init`, which raises all kinds of errors and takes SIGTERM for itself: that is given back."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(**options)
+    except Exception as error:
+        ray.shutdown()
+        what = "join the Ray cluster" if "address" in options else "start Ray on this machine"
+        raise RayscanError(
+            f"cannot {what}: {' '.join(str(error).split())[:300]}. Ray gives up after a time: is the machine "
+            "overloaded, or short of memory or disk? Its logs may say (docs/ray.md)"
+        ) from error
+    if callable(handler):
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _check_reachable(address: str) -> None:
@@ -106,15 +129,17 @@ def run_tasks(
     memory_mb: int = 0,
     ordered: bool = False,
     shared: Any = None,
+    failed: Callable[[T, RayscanError], R] | None = None,
 ) -> Iterator[tuple[T, R]]:
     """Run `function(item)` for every item as a Ray task and yield (item, result).
 
     With `shared`, tasks get it as a second argument; it travels to each machine once. Results come as they
     finish, or with `ordered` in the order of the items. No more tasks are in flight than keep the CPUs busy,
     so neither a long list nor slow commits fill the memory. A lost worker's task runs again (up to three
-    times); a RayscanError in a task is raised here as itself.
+    times), then TaskDied is raised. A RayscanError in a task is raised here as itself. With `failed`, what
+    that makes of the item and either error is the result instead.
     """
-    options: dict[str, Any] = {"num_cpus": cpus, "max_retries": 3}
+    options: dict[str, Any] = {"num_cpus": cpus, "max_retries": _RETRIES}
     if gpus:
         options["num_gpus"] = gpus
     if memory_mb:
@@ -135,8 +160,14 @@ def run_tasks(
             if not running:
                 return
             ready = next(iter(running)) if ordered else ray.wait(list(running), num_returns=1)[0][0]
-            result = fetch(ready)
-            yield running.pop(ready), result
+            item = running.pop(ready)
+            try:
+                result = fetch(ready)
+            except RayscanError as error:
+                if failed is None:
+                    raise
+                result = failed(item, error)
+            yield item, result
     finally:
         for reference in running:  # not by force: in 2.60 that can abort the driver when a task just ends
             ray.cancel(reference)
@@ -153,3 +184,13 @@ def fetch(reference: Any) -> Any:
         if isinstance(error.cause, RayscanError):
             raise error.cause from None
         raise
+    except OutOfMemoryError as error:
+        raise TaskDied(
+            f"the machine ran out of memory {_RETRIES + 1} times: {' '.join(str(error).split())[:200]}. Let "
+            "fewer tasks run at once (resources.*_cpus, resources.ingest_memory_mb)"
+        ) from None
+    except WorkerCrashedError:
+        raise TaskDied(
+            f"the process that worked on it died {_RETRIES + 1} times, killed or by a crash in a library; "
+            "Ray's logs may say why (docs/ray.md)"
+        ) from None

@@ -19,7 +19,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,17 +29,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
+import ray
 import torch
+import torch.distributed as dist
 from ray import train as ray_train
 from ray.exceptions import ActorDiedError
 from ray.train import Checkpoint, CheckpointConfig, ControllerError, FailureConfig, ScalingConfig
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.util.queue import Empty, Queue
 
 from rayscan import planning
 from rayscan.config import RunConfig
-from rayscan.errors import DataError, ModelError, RayscanError
+from rayscan.errors import DataError, ModelError, RayscanError, WorkspaceError
 from rayscan.model import artefact
 from rayscan.model.encoder import Encoder
 from rayscan.model.features import Sequences, columns_for
@@ -52,6 +53,9 @@ from rayscan.tracking import tracked
 
 _STATE, _METRICS = "state.safetensors", "metrics.json"
 _DRIFT = "drift.json"
+_LOOK_EVERY_S = 0.2
+_LEAVE_WITHIN_S = 20.0  # of the 30 that a machine gets before it is taken away
+_ASK_EVERY_S = 1.0
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -73,8 +77,8 @@ def run(workspace: Workspace, config: RunConfig, fresh: bool) -> Counts:
         workspace.delete(f"training/{name}")
     check_room(config.resources.train_cpus, config.resources.train_gpus, config.train.workers)
     files = planning.training_files(workspace, config)
-    queue = Queue(actor_options={"num_cpus": 0})
-    trainer = _trainer(workspace, config, name, _Job(workspace, config, name, files, queue))
+    post = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Post).remote()
+    trainer = _trainer(workspace, config, name, _Job(workspace, config, name, files, post))
     try:
         with _curve_folder(workspace, name) as folder:
             told = {
@@ -82,9 +86,9 @@ def run(workspace: Workspace, config: RunConfig, fresh: bool) -> Counts:
                 for part in ("sequences", "model", "train")
             }
             with tracked(config.train.trackers, name, told, folder) as log:
-                _fit_with_progress(trainer, queue, config, log)
+                _fit_with_progress(trainer, post, config, log)
     finally:
-        queue.shutdown(force=True)
+        ray.kill(post)
     workspace.delete(f"training/{name}")  # the checkpoints; the artefact is in models/
     model = planning.find_model(workspace, config)
     if model is None:
@@ -136,7 +140,34 @@ class _Job:
     config: RunConfig
     name: str
     files: list[File]
-    queue: Any
+    post: Any  # a _Post
+
+    def tell(self, message: Any) -> None:
+        ray.get(self.post.put.remote(message))
+
+    def is_to_stop(self) -> bool:
+        return bool(ray.get(self.post.is_to_stop.remote()))
+
+
+class _Post:
+    """Between the driver and the workers: messages one way, the wish to stop the other way."""
+
+    def __init__(self) -> None:
+        self.messages: list[Any] = []
+        self.stopping = False
+
+    def put(self, message: Any) -> None:
+        self.messages.append(message)
+
+    def take(self) -> list[Any]:
+        taken, self.messages = self.messages, []
+        return taken
+
+    def stop(self) -> None:
+        self.stopping = True
+
+    def is_to_stop(self) -> bool:
+        return self.stopping
 
 
 def _trainer(workspace: Workspace, config: RunConfig, name: str, job: _Job) -> TorchTrainer:
@@ -171,7 +202,7 @@ def _trainer(workspace: Workspace, config: RunConfig, name: str, job: _Job) -> T
 
 
 def _fit_with_progress(
-    trainer: TorchTrainer, queue: Queue, config: RunConfig, log: Callable[[list[Metrics]], None]
+    trainer: TorchTrainer, post: Any, config: RunConfig, log: Callable[[list[Metrics]], None]
 ) -> None:
     """Run the trainer in a thread, and show and `log` what its first worker reports meanwhile."""
     logging.getLogger("ray.train").setLevel(logging.ERROR)
@@ -185,12 +216,18 @@ def _fit_with_progress(
 
     thread = threading.Thread(target=target, name="rayscan-train", daemon=True)
     thread.start()
-    messages = _messages(queue, thread)
-    begun = next(messages, None)  # steps that a checkpoint has, once a worker is up
-    told = begun if isinstance(begun, RayscanError) else None
-    if isinstance(begun, list):
-        log(begun)
-        told = _show(messages, len(begun), config.train.steps, log)
+    messages = _messages(post, thread)
+    try:
+        begun = next(messages, None)  # steps that a checkpoint has, once a worker is up
+        told = begun if isinstance(begun, RayscanError) else None
+        if isinstance(begun, list):
+            log(begun)
+            told = _show(messages, len(begun), config.train.steps, log)
+    except (SystemExit, KeyboardInterrupt):
+        say("train: stopping; the workers keep a checkpoint")
+        ray.get(post.stop.remote())
+        thread.join(_LEAVE_WITHIN_S)
+        raise
     thread.join()  # also after an error: to stop Ray under a trainer can crash the process
     if told is not None:
         raise told
@@ -198,15 +235,15 @@ def _fit_with_progress(
         raise _explained(failure[0], config)
 
 
-def _messages(queue: Queue, thread: threading.Thread) -> Iterator[Any]:
+def _messages(post: Any, thread: threading.Thread) -> Iterator[Any]:
     """What workers send, until the thread has ended and nothing is left."""
     while True:
         alive = thread.is_alive()
-        try:
-            yield queue.get(timeout=0.5)
-        except Empty:
-            if not alive:
-                return
+        taken = ray.get(post.take.remote())
+        yield from taken
+        if not (taken or alive):
+            return
+        thread.join(_LOOK_EVERY_S)
 
 
 def _show(
@@ -267,14 +304,13 @@ def _worker(settings: dict[str, Any]) -> None:
     torch.set_num_threads(settings["threads"])
     try:
         _train(job)
-    except RayscanError as error:
-        job.queue.put(error)
-    except OSError as error:
-        if error.errno not in _FULL:
+    except (OSError, RayscanError) as error:
+        cause = error.__cause__ if isinstance(error, WorkspaceError) else error
+        full = isinstance(cause, OSError) and cause.errno in _FULL
+        if isinstance(cause, OSError) and not full:
             raise  # storage that is away for a moment: Ray Train tries again
-        job.queue.put(
-            RayscanError(f"no room left for checkpoints or the model in {job.workspace.uri}: {error}")
-        )
+        note = f"no room left for checkpoints or the model in {job.workspace.uri}: {error}"
+        job.tell(RayscanError(note) if full else error)
 
 
 def _train(job: _Job) -> None:
@@ -289,12 +325,12 @@ def _train(job: _Job) -> None:
     start = _start(job) if settings.start is not None else None
     validation, drift = None, None
     if rank == 0:
-        job.queue.put(list(curve))
+        job.tell(list(curve))
         validation = validation_sample(tuple(buckets), load, job.config.split)
         if validation is None:
-            job.queue.put("no validation: fewer than two validation sources have two sequences")
+            job.tell("no validation: fewer than two validation sources have two sequences")
         if state is not None:
-            job.queue.put(f"going on from step {state.step}")
+            job.tell(f"going on from step {state.step}")
         if start is not None:
             drift = _drift(job, start, validation, device)
     if state is None and start is not None:
@@ -306,9 +342,10 @@ def _train(job: _Job) -> None:
         unsent.append(metrics)
         step = metrics["step"]
         if rank == 0 and (step % READ_BACK == 0 or "separation" in metrics or step == settings.steps):
-            job.queue.put(list(unsent))
+            job.tell(list(unsent))
             unsent.clear()
 
+    stop = _Stop(job, rank, world, device)
     result = fit(
         job.config.model,
         settings,
@@ -318,9 +355,31 @@ def _train(job: _Job) -> None:
         validation=validation,
         on_step=on_step,
         on_checkpoint=lambda state, metrics: _report(state, metrics, curve),
+        stop=stop,
     )
-    if rank == 0:
+    if rank == 0 and not stop.stopping:
         _store(job, result, curve, drift)
+
+
+@dataclass
+class _Stop:
+    """Whether to stop: worker 0 asks the driver now and then, and tells the others after every step."""
+
+    job: _Job
+    rank: int
+    world: int
+    device: torch.device
+    stopping: bool = False
+    asked: float = field(default_factory=time.monotonic)
+
+    def __call__(self) -> bool:
+        if self.rank == 0 and time.monotonic() - self.asked > _ASK_EVERY_S:
+            self.asked, self.stopping = time.monotonic(), self.job.is_to_stop()
+        if self.world > 1:
+            flag = torch.tensor([int(self.stopping)], device=self.device)
+            dist.broadcast(flag, 0)
+            self.stopping = bool(flag.item())
+        return self.stopping
 
 
 def _start(job: _Job) -> tuple[Encoder, artefact.Card]:

@@ -1,0 +1,122 @@
+"""File systems behind paths and URIs: folders, `s3://`, and `gs://` and `az://` as the libraries give them.
+
+Two libraries touch storage: Arrow reads and writes files, delta-rs commits. Each finds credentials by itself
+in its cloud's usual chain (environment, profile, role of the machine), so that none passes through here and
+a file system that is sent to a worker carries none. What the two would understand differently (endpoint,
+region, patience) is worked out here once and told to both. docs/storage.md says what was tried.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import pyarrow.fs as pafs
+from deltalake.exceptions import DeltaError
+
+from rayscan.errors import ConfigError, WorkspaceError, why
+
+CONNECT_S = 10
+SILENCE_S = 60  # a request in which nothing moves for so long is given up, and tried again
+TRIES = 10  # of a request that storage answers with 5xx or throttling: some two minutes with backoff
+
+
+def is_remote(uri: str) -> bool:
+    """Does this lie on object storage?"""
+    return "://" in uri and not uri.startswith("file://")
+
+
+def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The file system of a path or URI, and the path in it. Raises ConfigError for other schemes."""
+    scheme, _, rest = uri.partition("://") if "://" in uri else ("file", "", uri)
+    match scheme:
+        case "file":
+            return pafs.LocalFileSystem(), str(Path(rest).expanduser().absolute())
+        case "s3":
+            return _s3(), rest.rstrip("/")
+        case "gs":
+            return pafs.GcsFileSystem(retry_time_limit=timedelta(minutes=2)), rest.rstrip("/")
+        case "az":
+            return pafs.AzureFileSystem(_azure_account()), rest.rstrip("/")
+    raise ConfigError(
+        f"{uri}: {scheme}:// is not supported; use a folder, s3://bucket/prefix, gs://bucket/prefix or "
+        "az://container/prefix"
+    )
+
+
+def uri_of(uri: str, path: str) -> str:
+    """The URI of a path in the file system of `uri`."""
+    return f"{uri.partition('://')[0]}://{path}" if is_remote(uri) else path
+
+
+def delta_options(uri: str) -> dict[str, str] | None:
+    """What delta-rs has to be told to reach the same place in the same way as `filesystem(uri)`."""
+    if not is_remote(uri):
+        return None
+    options = {
+        "connect_timeout": f"{CONNECT_S}s",
+        "timeout": f"{SILENCE_S}s",
+        "max_retries": str(TRIES),
+        "retry_timeout": "180s",
+    }
+    endpoint, region = _s3_endpoint(), _s3_region()
+    if uri.startswith("s3://") and endpoint:
+        options["AWS_ENDPOINT_URL"] = endpoint
+        options["AWS_ALLOW_HTTP"] = str(endpoint.startswith("http://")).lower()
+    if uri.startswith("s3://") and region:
+        options["AWS_REGION"] = region
+    if uri.startswith("az://"):
+        options["AZURE_STORAGE_ACCOUNT_NAME"] = _azure_account()
+    return options
+
+
+def _s3() -> pafs.FileSystem:
+    endpoint, region = _s3_endpoint(), _s3_region()
+    place = {"region": region} if region else {}
+    if endpoint:  # buckets are then part of the path, which every other server understands
+        scheme, _, host = endpoint.partition("://")
+        place |= {"endpoint_override": host.rstrip("/"), "scheme": scheme}
+    return pafs.S3FileSystem(
+        **place,
+        connect_timeout=CONNECT_S,
+        request_timeout=SILENCE_S,
+        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=TRIES),
+    )
+
+
+def _s3_endpoint() -> str:
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
+
+
+def _s3_region() -> str:
+    return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION", "")
+
+
+def _azure_account() -> str:
+    name = os.environ.get("AZURE_STORAGE_ACCOUNT_NAME")
+    if not name:
+        raise ConfigError("az:// needs the name of the storage account in AZURE_STORAGE_ACCOUNT_NAME")
+    return name
+
+
+@contextmanager
+def storage_errors(doing: str) -> Iterator[None]:
+    """Raise WorkspaceError ("cannot `doing`: why") for whatever storage answers, but let missing files be.
+
+    The error that came is kept as its cause.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise WorkspaceError(f"cannot {doing}: {why(error)}") from error
+    except DeltaError as error:
+        raise WorkspaceError(f"cannot {doing}: {_short(error)}") from error
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:500]
