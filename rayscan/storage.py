@@ -62,19 +62,21 @@ def delta_options(uri: str) -> dict[str, str] | None:
         "max_retries": str(TRIES),
         "retry_timeout": "180s",
     }
-    endpoint, region = _s3_endpoint(), _s3_region()
-    if uri.startswith("s3://") and endpoint:
-        options["AWS_ENDPOINT_URL"] = endpoint
-        options["AWS_ALLOW_HTTP"] = str(endpoint.startswith("http://")).lower()
-    if uri.startswith("s3://") and region:
-        options["AWS_REGION"] = region
+    if uri.startswith("s3://"):
+        endpoint = _s3_endpoint()
+        if endpoint:
+            options["AWS_ENDPOINT_URL"] = endpoint
+            options["AWS_ALLOW_HTTP"] = str(endpoint.startswith("http://")).lower()
+        options["AWS_REGION"] = str(_s3().region)  # delta-rs would not look into a profile for it
+        options["AWS_FORCE_CREDENTIAL_LOAD"] = "true"  # nor for keys, where there is an endpoint
     if uri.startswith("az://"):
         options["AZURE_STORAGE_ACCOUNT_NAME"] = _azure_account()
     return options
 
 
 def _s3() -> pafs.FileSystem:
-    endpoint, region = _s3_endpoint(), _s3_region()
+    endpoint = _s3_endpoint()
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     place = {"region": region} if region else {}
     if endpoint:  # buckets are then part of the path, which every other server understands
         scheme, _, host = endpoint.partition("://")
@@ -83,16 +85,13 @@ def _s3() -> pafs.FileSystem:
         **place,
         connect_timeout=CONNECT_S,
         request_timeout=SILENCE_S,
+        allow_delayed_open=True,  # a small file is then one request, not three
         retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=TRIES),
     )
 
 
 def _s3_endpoint() -> str:
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
-
-
-def _s3_region() -> str:
-    return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION", "")
 
 
 def _azure_account() -> str:

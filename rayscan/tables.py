@@ -68,6 +68,7 @@ TABLE_NAMES = tuple(_SCHEMAS)
 _ATTEMPTS = 10
 _LONGEST_PAUSE_S = 2.0
 _TOKEN = "rayscan.commit"
+_CHECKPOINT_EVERY = 10  # commits: whoever opens a table reads all those after the last checkpoint
 _ROW_GROUP = 131_072  # rows: small enough to read part of a file, large enough to compress well
 
 
@@ -588,7 +589,11 @@ class Table:
                 schema=pa.schema(fields + list(self.schema)),
                 mode="ignore",
                 partition_by=list(self.partition_types),
-                configuration={"rayscan.schema": str(schema.VERSION), "rayscan.bucket_hash": keys.HASH_NAME},
+                configuration={
+                    "rayscan.schema": str(schema.VERSION),
+                    "rayscan.bucket_hash": keys.HASH_NAME,
+                    "delta.checkpointInterval": str(_CHECKPOINT_EVERY),
+                },
                 storage_options=delta_options(self.workspace.uri),
                 raise_if_key_not_exists=False,
             )

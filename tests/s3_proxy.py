@@ -22,7 +22,7 @@ from aiohttp import ClientSession, ClientTimeout, TCPConnector, web
 
 BEFORE = ("slow down", "internal error", "reset", "silence")
 AFTER = ("answer lost", "error after the deed")
-_SILENCE_S = 3.0
+_SILENCE_S = 1.0
 _ERROR = "<?xml version='1.0'?><Error><Code>{}</Code><Message>on purpose</Message></Error>"
 _HOP = {"connection", "keep-alive", "transfer-encoding", "expect", "te", "upgrade"}
 

@@ -1,0 +1,231 @@
+"""What a run does when the ground gives way: kills, a full disk, poison, clocks, SIGTERM. Everything is real.
+
+The long version of the kills is `rounds.py`; its figures are in docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+import rounds
+from click.testing import CliRunner, Result
+from processes import below, command_of, kill
+
+from rayscan.cli import main
+from rayscan.simulate import simulate_to
+from rayscan.tables import Workspace
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def captures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("telescope")
+    return simulate_to(folder, months=1, sources=120, flows=6000, every="day", seed=5).captures
+
+
+def words(command: str, workspace: Path, captures: Path, *more: str) -> list[str]:
+    sets = [*rounds.SETTINGS, f"captures.paths={captures}", *more]
+    return [command, "-w", str(workspace), "--preset", "quick", *(w for s in sets for w in ("--set", s))]
+
+
+def rayscan(*line: str) -> Result:
+    return CliRunner().invoke(main, [*line], catch_exceptions=False)
+
+
+def rows(workspace: Path, name: str, *order: str) -> pl.DataFrame:
+    found = pl.from_arrow(Workspace.open(workspace).table(name).read())
+    assert isinstance(found, pl.DataFrame)
+    return found.sort(order)
+
+
+def test_kills() -> None:
+    """One of each kind, in stages that take turns; a rerun leaves the tables of an undisturbed run."""
+    chance = random.Random(7)
+    stages = ("train", "ingest", "embed", "sequences")
+    with rounds.site(None) as site:
+        for number, (victim, stage) in enumerate(zip(rounds.VICTIMS, stages, strict=True)):
+            done = rounds.play(site, number, chance, victim, stage)
+            assert not done.different, asdict(done)
+            assert done.codes[-1] == 4, asdict(done)
+
+
+# ---------------------------------------------------------------------------------------------
+# A disk that is full
+# ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 300 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=300k", "rayscan-test", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here: it takes root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_named_and_room_mends_it(
+    small_disk: Path, captures: Path, tmp_path: Path, ray_session: None
+) -> None:
+    done = rayscan(*words("ingest", small_disk / "ws", captures))
+    assert done.exit_code == 1
+    assert "No space left on device" in done.stderr
+    assert f"cannot write {small_disk}" in done.stderr or f"cannot commit to {small_disk}" in done.stderr
+    assert "Traceback" not in done.stderr
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    assert rayscan(*words("ingest", small_disk / "ws", captures)).exit_code == 0
+    assert rayscan(*words("ingest", tmp_path / "ws", captures)).exit_code == 0
+    order = ("capture", "ts", "src", "dst", "dst_port", "src_port")
+    assert rows(small_disk / "ws", "flows", *order).equals(rows(tmp_path / "ws", "flows", *order))
+
+
+# ---------------------------------------------------------------------------------------------
+# Poison
+# ---------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def death_to_readers_of(path: Path) -> Iterator[list[int]]:
+    """Kill every process of Ray that has this file open: what a crash in a parser does. Their numbers."""
+    killed: list[int] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.002):
+            for pid in below(os.getpid()):
+                if "ray::" in command_of(pid) and pid not in killed and _has_open(pid, path):
+                    kill(pid)
+                    killed.append(pid)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield killed
+    finally:
+        over.set()
+        thread.join()
+
+
+def _has_open(pid: int, path: Path) -> bool:
+    try:
+        return any(fd.samefile(path) for fd in Path(f"/proc/{pid}/fd").iterdir() if fd.exists())
+    except OSError:
+        return False
+
+
+def test_a_capture_that_kills_its_reader_costs_itself_alone(
+    captures: Path, tmp_path: Path, ray_session: None
+) -> None:
+    poison = tmp_path / "captures" / "poison.csv"
+    shutil.copytree(captures, poison.parent)
+    lines = "".join(f"2024-01-03T00:00:00Z,1.2.3.{n % 250},10.0.0.1,{n},6\n" for n in range(60_000)) * 20
+    poison.write_text("ts,src,dst,dst_port,proto\n" + lines)
+    line = words("ingest", tmp_path / "ws", poison.parent)
+    with death_to_readers_of(poison) as killed:
+        done = rayscan(*line)
+    assert len(killed) == 4, "the first try and three more"
+    assert done.exit_code == 3, done.stderr
+    rejects = rows(tmp_path / "ws", "rejects", "path")
+    assert rejects["path"].to_list() == [str(poison)]
+    assert "died 4 times" in rejects["reason"][0]
+    assert rows(tmp_path / "ws", "flows", "ts").height == 6000
+    assert rayscan(*line).exit_code == 0  # nobody kills it now: it is read
+    assert rows(tmp_path / "ws", "rejects", "path").is_empty()
+
+
+def test_a_damaged_file_of_the_workspace_costs_its_period_alone(tmp_path: Path, ray_session: None) -> None:
+    telescope = simulate_to(tmp_path / "t", months=2, sources=60, flows=4000, seed=5).captures
+    assert rayscan(*words("ingest", tmp_path / "ws", telescope)).exit_code == 0
+    damaged = next((tmp_path / "ws" / "flows" / "period=2024-01").rglob("*.parquet"))
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:100] + bytes(len(whole) - 200) + whole[-100:])
+    done = rayscan(*words("sequences", tmp_path / "ws", telescope))
+    assert done.exit_code == 1
+    assert str(damaged) in done.stderr
+    assert "1 of 4 buckets failed, the others are done" in done.stderr
+    assert set(rows(tmp_path / "ws", "sequences", "src")["period"]) == {"2024-02"}
+    damaged.write_bytes(whole)
+    assert rayscan(*words("sequences", tmp_path / "ws", telescope)).exit_code == 0
+    assert set(rows(tmp_path / "ws", "sequences", "src")["period"]) == {"2024-01", "2024-02"}
+
+
+# ---------------------------------------------------------------------------------------------
+# SIGTERM, and clocks
+# ---------------------------------------------------------------------------------------------
+
+
+def test_sigterm_leaves_with_a_checkpoint(captures: Path, tmp_path: Path) -> None:
+    """A machine that is taken away gives 30 seconds. Nothing of training is lost, to the last bit."""
+    more = ("train.steps=3000", "train.checkpoint_every=2500", "train.validate_every=3000")
+    line = words("train", tmp_path / "ws", captures, *more)
+    for command in ("ingest", "sequences"):
+        assert rayscan(*words(command, tmp_path / "ws", captures)).exit_code == 0
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rayscan", *line], stderr=subprocess.PIPE, text=True, env=os.environ.copy()
+    )
+    assert process.stderr
+    said = [process.stderr.readline()]
+    assert said[0].startswith("train: "), said
+    asked = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    said += process.stderr.readlines()
+    assert process.wait() == 143, said
+    assert time.monotonic() - asked < 30
+    assert "run again to go on" in said[-1]
+    outcome = json.loads((tmp_path / "ws" / "runs" / "main" / "run.json").read_text())
+    assert (outcome["status"], outcome["exit_code"]) == ("stopped", 143)
+    (tmp_path / "other").mkdir()
+    shutil.copytree(tmp_path / "ws", tmp_path / "other" / "ws")
+    again = subprocess.run([sys.executable, "-m", "rayscan", *line], capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    step = int(again.stderr.partition("going on from step ")[2].split()[0])
+    assert 0 < step < 2500, "it went on from what SIGTERM left"
+    assert rayscan(*words("train", tmp_path / "other" / "ws", captures, *more), "--fresh").exit_code == 0
+    curves = [next(w.glob("models/*/metrics.parquet")) for w in (tmp_path / "ws", tmp_path / "other" / "ws")]
+    columns = ["step", "loss", "learning_rate", "gradient_norm"]
+    one, two = (pl.read_parquet(path).select(columns) for path in curves)
+    assert one.equals(two)
+
+
+FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
+
+
+@pytest.mark.skipif(FAKETIME is None, reason="libfaketime is not installed")
+def test_a_clock_that_goes_back_by_a_year(captures: Path, tmp_path: Path) -> None:
+    """Wall clocks decide nothing: later versions, finished work and new captures are told without them."""
+    some = tmp_path / "some"
+    some.mkdir()
+    files = sorted(captures.iterdir())
+    for path in files[:5]:
+        shutil.copy2(path, some)
+    line = [sys.executable, "-m", "rayscan", *words("ingest", tmp_path / "ws", some)]
+    assert subprocess.run(line).returncode == 0
+    for path in files[5:]:
+        shutil.copy2(path, some)
+    back = {"LD_PRELOAD": str(FAKETIME), "FAKETIME": "-365d", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    for code in (0, 4):
+        assert subprocess.run(line, env={**os.environ, **back}).returncode == code
+    assert subprocess.run(line).returncode == 4
+    assert rows(tmp_path / "ws", "flows", "ts").height == 6000
+    tidy = CliRunner().invoke(main, ["vacuum", "-w", str(tmp_path / "ws")])
+    assert tidy.exit_code in (0, 4)
+    assert rows(tmp_path / "ws", "flows", "ts").height == 6000

@@ -1,0 +1,162 @@
+"""Storage: what `filesystem` makes of a URI, what faults of a server cost, and what it is asked for."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pytest
+import servers
+from test_tables import INFO, KEY, OTHER, ids, put
+
+from rayscan import schema
+from rayscan.config import IngestConfig
+from rayscan.errors import CommitConflict, ConfigError, WorkspaceError
+from rayscan.storage import delta_options, filesystem, uri_of
+from rayscan.tables import Table, Workspace
+
+LOG = r"_delta_log/0+{}\.json$"
+
+
+def test_uris(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for uri in ("a/b", f"{tmp_path}/a/b", f"file://{tmp_path}/a/b"):
+        fs, path = filesystem(uri)
+        assert (type(fs), path) == (pafs.LocalFileSystem, f"{tmp_path}/a/b")
+        assert uri_of(uri, path) == path
+    assert delta_options("a/b") is None
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-north-1")
+    fs, path = filesystem("s3://bucket/some/prefix/")
+    assert (type(fs), path, fs.region) == (pafs.S3FileSystem, "bucket/some/prefix", "eu-north-1")
+    assert uri_of("s3://bucket/x", "bucket/y") == "s3://bucket/y"
+    options = delta_options("s3://bucket/x") or {}
+    assert options["AWS_REGION"] == "eu-north-1"
+    assert "AWS_ENDPOINT_URL" not in options
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://store.example")
+    assert (delta_options("s3://bucket/x") or {})["AWS_ALLOW_HTTP"] == "false"
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:1")  # for S3 alone: it comes before the other
+    assert (delta_options("s3://bucket/x") or {})["AWS_ENDPOINT_URL"] == "http://127.0.0.1:1"
+    assert filesystem("gs://bucket/x")[1] == "bucket/x"
+    with pytest.raises(ConfigError, match="AZURE_STORAGE_ACCOUNT_NAME"):
+        filesystem("az://container/x")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "somebody")
+    assert filesystem("az://container/x")[1] == "container/x"
+    with pytest.raises(ConfigError, match=r"ftp:// is not supported; use a folder, s3://"):
+        filesystem("ftp://x/y")
+
+
+# ---------------------------------------------------------------------------------------------
+# Faults
+# ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", [0, 1])
+@pytest.mark.parametrize("kind", ["answer lost", "error after the deed", "reset", "internal error"])
+def test_a_commit_whose_answer_is_lost_is_known_again(
+    s3_server: str,
+    s3_prefix: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    version: int,
+) -> None:
+    """The commit takes effect once, and is no conflict: storage refuses its repetition, but it is there."""
+    only = "PUT .*" + LOG.format(version)
+    faults = ("--rate", "1", "--times", "1", "--kinds", kind, "--only", only)
+    with servers.proxy(s3_server, tmp_path / "log", *faults) as endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        table = Workspace.open(s3_prefix, IngestConfig()).table("embeddings")
+        first = put(table, KEY, 1, 2, made_from=5)
+        assert put(table, OTHER, 3, made_from=6) == first + 1
+    struck = [line["path"] for line in servers.requests(tmp_path / "log") if line["fault"]]
+    assert len(struck) == 1
+    assert re.search(LOG.format(version), struck[0])
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
+    table = Workspace.open(s3_prefix).table("embeddings")
+    assert ids(table) == [1, 2, 3]
+    assert table.is_done(KEY, 5)
+    assert table.version() == first + 1
+
+
+def test_faults_in_one_of_seven_requests_change_nothing(
+    s3_server: str, s3_prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with servers.proxy(s3_server, tmp_path / "log", "--rate", "0.15", "--seed", "3") as endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        workspace = Workspace.open(s3_prefix, IngestConfig())
+        table = workspace.table("embeddings")
+        for number in range(3):
+            put(table, KEY, number, number + 100, made_from=number)
+            put(table, {**KEY, "bucket": number + 2}, number, made_from=number)
+            workspace.write_json("runs/x.json", {"number": number})
+            assert workspace.read_json("runs/x.json") == {"number": number}
+        assert ids(table) == sorted([*range(3), 2, 102])
+        with pytest.raises(CommitConflict):
+            put(table, KEY, 9, made_from=9, read_version=2)
+    kinds = {line["fault"] for line in servers.requests(tmp_path / "log")}
+    assert len(kinds) >= 4, "too few faults to mean anything"
+
+
+def test_storage_that_is_away_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in servers.settings(f"http://127.0.0.1:{servers.free_port()}").items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("rayscan.storage.TRIES", 1)
+    with pytest.raises(WorkspaceError, match=r"cannot read s3://bucket/ws/workspace\.json: .*[Cc]onnect"):
+        Workspace.open("s3://bucket/ws", IngestConfig())
+    with pytest.raises(WorkspaceError, match=r"cannot open the table s3://bucket/ws/flows"):
+        Workspace("s3://bucket/ws").table("flows").version()
+
+
+# ---------------------------------------------------------------------------------------------
+# What is asked of the server
+# ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def watched(
+    s3_server: str, s3_prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Table, Path]:
+    """A table, and the log of all requests to its server."""
+    with servers.proxy(s3_server, tmp_path / "log") as endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        yield Workspace.open(s3_prefix, IngestConfig()).table("embeddings"), tmp_path / "log"
+
+
+def test_large_files_go_in_parts(watched: tuple[Table, Path]) -> None:
+    table, log = watched
+    rng = np.random.default_rng(0)
+    n, d = 3000, 2048  # 24 MB that do not compress
+    vectors = pa.ListArray.from_arrays(
+        pa.array(np.arange(n + 1, dtype=np.int32) * d), pa.array(rng.random(n * d, dtype=np.float32))
+    )
+    times = pa.array(np.arange(n) + 1_700_000_000_000_000, schema.TIME)
+    rows = pa.table({"sequence_id": np.arange(n), "src": np.arange(n), "start": times, "vector": vectors})
+    table.replace([KEY], [table.write(rows.cast(schema.EMBEDDINGS), KEY)], {}, INFO)
+    assert table.read(KEY, ["sequence_id", "vector"])["vector"].combine_chunks().equals(vectors)
+    parts = [line["bytes"] for line in servers.requests(log) if "partNumber" in line["query"]]
+    assert len(parts) >= 2
+    assert max(parts) < 20e6
+
+
+def test_no_prefix_is_listed_but_that_of_the_log(watched: tuple[Table, Path]) -> None:
+    """However many files a table has, committing and reading list its log and nothing else."""
+    table, log = watched
+    for number in range(24):
+        put(table, {**KEY, "bucket": number}, number, made_from=number)
+    begun = len(servers.requests(log))
+    put(table, KEY, 5, made_from=99)
+    ids(table, KEY)
+    table.done([KEY, OTHER])
+    made = servers.requests(log)[begun:]
+    listed = [line["query"]["prefix"] for line in made if "prefix" in line["query"]]
+    listed = [
+        line["query"]["prefix"] for line in made if line["method"] == "GET" and "prefix" in line["query"]
+    ]
+    assert listed
+    assert all(prefix.rstrip("/").endswith("_delta_log") for prefix in listed)
+    assert len(made) < 120  # a checkpoint every ten commits keeps it from growing
