@@ -6,13 +6,15 @@ DEMO ?= demo
 READY = $(VENV)/.ready
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: help setup demo test lint format docs clean
+.PHONY: help setup demo test lint format docs sbom audit clean
 
 help:
 	@echo "make demo    simulate a telescope, run everything on it, end with the path of the report"
 	@echo "make test    run the tests"
 	@echo "make lint    ruff and mypy"
 	@echo "make docs    write docs/cli.md and docs/settings.md from the program"
+	@echo "make sbom    write sbom.json: every package and its licence, as CycloneDX"
+	@echo "make audit   ask for known vulnerabilities of the pinned versions (needs PyPI's JSON interface)"
 	@echo "make clean   remove what the above made"
 
 setup: $(READY)
@@ -44,5 +46,21 @@ format: $(READY)
 docs: $(READY)
 	$(VENV)/bin/python docs/generate.py
 
+# The tools have an environment of their own: what is looked at must not hold what looks.
+TOOLS = $(VENV)-tools
+
+$(TOOLS)/.ready: Makefile
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet cyclonedx-bom==7.5.0 pip-audit==2.10.1
+	touch $@
+
+sbom: $(READY) $(TOOLS)/.ready
+	$(TOOLS)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
+	  --of JSON -o sbom.json $(VENV)/bin/python
+
+# --strict: a package of which nothing could be learnt is no good news.
+audit: $(TOOLS)/.ready
+	$(TOOLS)/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt
+
 clean:
-	rm -rf $(VENV) $(DEMO) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(TOOLS) sbom.json $(DEMO) .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -40,6 +40,7 @@ from pydantic.fields import FieldInfo
 from rayscan.errors import ConfigError
 
 ENV_PREFIX = "RAYSCAN_"
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # becomes part of a path
 Tracker = Literal["tensorboard", "mlflow", "wandb"]
 Input = Literal["dst", "dst_port", "proto", "gap", "ttl", "size", "tcp_flags", "src_port", "icmp_code"]
 
@@ -315,7 +316,9 @@ class TrainConfig(Section):
     max_failures: int = _how(3, "Restarts from the last checkpoint after a lost worker.", ge=0)
     device: Literal["auto", "cpu", "cuda"] = _how("auto", "Where to train; auto takes a GPU if there is one.")
     start: str | None = _since(
-        None, "Model of the workspace to go on from, by its id (`train --from` sets it); else random weights."
+        None,
+        "Model of the workspace to go on from, by its id (`train --from` sets it); else random weights.",
+        pattern=_NAME,
     )
     trackers: tuple[Tracker, ...] = _how(
         ("tensorboard",),
@@ -411,6 +414,7 @@ class EmbedConfig(Section):
     model: str | None = _since(
         None,
         "Id of a model of the workspace to use (`--model` sets it); else the one these settings train.",
+        pattern=_NAME,
     )
 
 
@@ -523,7 +527,7 @@ class RunConfig(Section):
 
     run: str = Field(
         "main",
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        pattern=_NAME,
         description="Name under which clusters, evaluation and report are kept; another name keeps both.",
     )
     captures: CapturesConfig = CapturesConfig()
