@@ -19,16 +19,19 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 import rounds
 from click.testing import CliRunner, Result
+from numpy.typing import NDArray
 from processes import below, command_of, kill
 
 from rayscan.cli import main
 from rayscan.simulate import simulate_to
+from rayscan.stages.session import run_tasks
 from rayscan.tables import Workspace
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -96,6 +99,30 @@ def test_a_full_disk_is_named_and_room_mends_it(
     assert rayscan(*words("ingest", tmp_path / "ws", captures)).exit_code == 0
     order = ("capture", "ts", "src", "dst", "dst_port", "src_port")
     assert rows(small_disk / "ws", "flows", *order).equals(rows(tmp_path / "ws", "flows", *order))
+
+
+# ---------------------------------------------------------------------------------------------
+# An object store that is full, and a Ray that does not start
+# ---------------------------------------------------------------------------------------------
+
+
+def test_what_does_not_fit_into_the_object_store_goes_to_disk(ray_session: None) -> None:
+    """The store has 300 MB: what tasks share is larger, and so are their results together."""
+    shared = np.arange(45_000_000.0)
+
+    def work(item: int, numbers: NDArray[np.float64]) -> NDArray[np.float64]:
+        return numbers[:12_000_000] + item
+
+    for item, result in run_tasks(work, range(4), ordered=True, shared=shared):
+        assert (result[0], result[-1]) == (item, item + 12_000_000 - 1)
+
+
+def test_a_ray_that_does_not_start_is_explained(captures: Path, tmp_path: Path) -> None:
+    line = words("ingest", tmp_path / "ws", captures, "resources.object_store_mb=1000000000")
+    done = subprocess.run([sys.executable, "-m", "rayscan", *line], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "cannot start Ray on this machine" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 # ---------------------------------------------------------------------------------------------
