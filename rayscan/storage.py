@@ -67,16 +67,16 @@ def delta_options(uri: str) -> dict[str, str] | None:
         if endpoint:
             options["AWS_ENDPOINT_URL"] = endpoint
             options["AWS_ALLOW_HTTP"] = str(endpoint.startswith("http://")).lower()
-        options["AWS_REGION"] = str(_s3().region)  # delta-rs would not look into a profile for it
-        options["AWS_FORCE_CREDENTIAL_LOAD"] = "true"  # nor for keys, where there is an endpoint
+        # delta-rs would look for both in the environment alone, once there is an endpoint.
+        options["AWS_REGION"] = _s3_region() or str(_s3().region)
+        options["AWS_FORCE_CREDENTIAL_LOAD"] = "true"
     if uri.startswith("az://"):
         options["AZURE_STORAGE_ACCOUNT_NAME"] = _azure_account()
     return options
 
 
 def _s3() -> pafs.FileSystem:
-    endpoint = _s3_endpoint()
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    endpoint, region = _s3_endpoint(), _s3_region()
     place = {"region": region} if region else {}
     if endpoint:  # buckets are then part of the path, which every other server understands
         scheme, _, host = endpoint.partition("://")
@@ -92,6 +92,10 @@ def _s3() -> pafs.FileSystem:
 
 def _s3_endpoint() -> str:
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
+
+
+def _s3_region() -> str:
+    return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION", "")
 
 
 def _azure_account() -> str:

@@ -50,8 +50,13 @@ class Proxy:
         try:
             response = await self.answer(request, body, kind)
         finally:
-            line = {"method": request.method, "path": request.path, "query": dict(request.query)}
-            self.log.write(json.dumps({**line, "bytes": len(body), "fault": kind}) + "\n")
+            line: dict[str, Any] = {
+                "method": request.method,
+                "path": request.path,
+                "query": dict(request.query),
+            }
+            line |= {"bytes": len(body), "fault": kind, "signed": _signer(request)}
+            self.log.write(json.dumps(line) + "\n")
         return response
 
     async def answer(self, request: web.Request, body: bytes, kind: str | None) -> web.StreamResponse:
@@ -86,6 +91,12 @@ class Proxy:
             data = await found.read()
             kept: Any = [(k, v) for k, v in found.headers.items() if k.lower() not in _HOP]
             return web.Response(status=found.status, body=data, headers=kept)
+
+
+def _signer(request: web.Request) -> str:
+    """The name of the key and the region that a request was signed for."""
+    signed = re.search(r"Credential=([^/]+)/[^/]*/([^/]+)/", request.headers.get("Authorization", ""))
+    return " ".join(signed.groups()) if signed else ""
 
 
 def _broken() -> web.Response:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +52,34 @@ def test_uris(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert filesystem("az://container/x")[1] == "container/x"
     with pytest.raises(ConfigError, match=r"ftp:// is not supported; use a folder, s3://"):
         filesystem("ftp://x/y")
+
+
+WRITE = """
+import os, sys
+sys.path.insert(0, os.environ["HERE"])
+from test_tables import *
+put(Workspace.open(sys.argv[1], IngestConfig()).table("embeddings"), KEY, 1)
+"""
+
+
+def test_both_libraries_find_keys_and_region_in_a_profile(
+    s3_server: str, s3_prefix: str, tmp_path: Path
+) -> None:
+    """What signs requests of files and of commits is the same, also where nothing is in the environment."""
+    (tmp_path / "config").write_text(
+        "[profile team]\nregion=eu-west-3\n"
+        """credential_process=/bin/echo '{"Version":1,"AccessKeyId":"TEAMKEY","SecretAccessKey":"s"}'\n"""
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    environment |= {"AWS_CONFIG_FILE": str(tmp_path / "config"), "AWS_PROFILE": "team"}
+    environment |= {"AWS_SHARED_CREDENTIALS_FILE": "/dev/null", "AWS_EC2_METADATA_DISABLED": "true"}
+    log = tmp_path / "log"
+    with servers.proxy(s3_server, log) as endpoint:
+        environment |= {"AWS_ENDPOINT_URL": endpoint, "HERE": str(Path(__file__).parent)}
+        subprocess.run([sys.executable, "-c", WRITE, s3_prefix], env=environment, check=True)
+    signed = {(line["path"].rpartition("/")[2][:4], line["signed"]) for line in servers.requests(log)}
+    assert {name for name, _ in signed} >= {"work", "part", "0000"}
+    assert {by for _, by in signed} == {"TEAMKEY eu-west-3"}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -120,7 +152,7 @@ def test_storage_that_is_away_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def watched(
     s3_server: str, s3_prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> tuple[Table, Path]:
+) -> Iterator[tuple[Table, Path]]:
     """A table, and the log of all requests to its server."""
     with servers.proxy(s3_server, tmp_path / "log") as endpoint:
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
