@@ -493,9 +493,11 @@ class ReportConfig(Section):
     """The HTML report."""
 
     title: str = Field("rayscan report", description="Heading of the page.")
-    show_sources: bool = Field(True, description="Write source addresses into the report.")
-    max_clusters: int = Field(500, ge=1, description="Largest clusters that are listed.")
-    max_points: int = Field(20_000, ge=100, description="Sequences drawn on the map.")
+    show_sources: bool = Field(
+        True, description="Write addresses and networks of sources and destinations into the report."
+    )
+    max_clusters: int = Field(5_000, ge=1, description="Largest clusters that get a row, over all periods.")
+    max_points: int = Field(50_000, ge=100, description="Sequences shown on the map.")
     pfx2as: str | None = _since(
         None, "File of prefixes and AS numbers (CAIDA's pfx2as): the report then names those of the sources."
     )

@@ -77,8 +77,13 @@ class Run:
         self._stack = ExitStack()
         self._ray = False
 
-    def execute(self, stages: Iterable[str] = STAGES, fresh: bool = False) -> Outcome:
-        """Do what is due in these stages. Expected errors are recorded in `run.json` and raised again."""
+    def execute(
+        self, stages: Iterable[str] = STAGES, fresh: bool = False, period: str | None = None
+    ) -> Outcome:
+        """Do what is due in these stages. Expected errors are recorded in `run.json` and raised again.
+
+        `fresh` is for training, `period` for the report.
+        """
         steps: dict[str, Callable[[], dict[str, Any] | None]] = {
             "ingest": self._ingest,
             "sequences": self._sequences,
@@ -87,7 +92,7 @@ class Run:
             "cluster": self._cluster,
             "campaigns": self._campaigns,
             "evaluate": self._evaluate,
-            "report": self._report,
+            "report": lambda: self._report(period),
         }
         outcome = self.outcome
         try:
@@ -243,17 +248,17 @@ class Run:
 
         return evaluate.run(self.workspace, self.config, model, made_from)
 
-    def _report(self) -> dict[str, Any] | None:
+    def _report(self, period: str | None) -> dict[str, Any] | None:
         model = self._model()
         made_from = planning.report_version(self.workspace, self.config, model)
-        page = run_file(self.config, "report.html")
-        self.outcome.report = self.workspace.url(page)
-        if planning.version_of(self.workspace, run_file(self.config, "report.json")) == made_from:
+        name = planning.report_name(period)
+        self.outcome.report = self.workspace.url(run_file(self.config, f"{name}.html"))
+        if planning.version_of(self.workspace, run_file(self.config, f"{name}.json")) == made_from:
             return None
         self._need_ray()
         from rayscan.stages import report
 
-        return report.run(self.workspace, self.config, model, made_from)
+        return report.run(self.workspace, self.config, model, made_from, period)
 
 
 def _due(units: list[Unit]) -> list[Unit]:

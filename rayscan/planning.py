@@ -40,7 +40,7 @@ State = Literal["done", "due", "stale"]
 Groups = dict[tuple[tuple[str, str], ...], list[File]]
 """The files that each key is made of."""
 
-_LIBRARIES = ("ray", "torch", "numpy", "pyarrow", "deltalake", "numba", "polars", "plotly")
+_LIBRARIES = ("ray", "torch", "numpy", "pyarrow", "deltalake", "numba", "polars", "openTSNE", "plotly")
 PIPE = "neither a file nor a folder, but a pipe, socket or device"
 """Why such a thing is refused as a capture: reading it would wait for ever, or never come to an end."""
 
@@ -322,6 +322,11 @@ def _state_of(path: str) -> str:
     fs, inner = filesystem(path)
     info = fs.get_file_info(inner)
     return f"{info.size} {info.mtime_ns}"
+
+
+def report_name(period: str | None) -> str:
+    """What the report of a run, or of one period of it, is called among the run's files, without ending."""
+    return "report" if period is None else f"report-{period}"
 
 
 def run_file(config: RunConfig, name: str) -> str:

@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from rayscan import schema
 from rayscan.clustering.calibration import Calibration
-from rayscan.report import ReportData, activity, summarise
+from rayscan.report import ReportData, activity, details, summarise
+from rayscan.report.page import CAMPAIGNS, NEAR, POINTS
 
 HOUR_US = 3_600_000_000
 START_US = 1_709_251_200_000_000  # 2024-03-01
@@ -227,10 +228,37 @@ def points(sequences: pa.Table, clusters: pa.Table, period: str) -> pa.Table:
         "period": [period] * len(cluster),
         "cluster": cluster,
         "src": sequences["src"],
+        "start": sequences["start"],
         "label": sequences["label"],
-        "port": pa.array([f"{ports[0]}/tcp" for ports in sequences["dst_port"].to_pylist()]),
+        "scanner": pa.nulls(len(cluster), pa.string()),
+        "port": pa.array([ports[0] for ports in sequences["dst_port"].to_pylist()], pa.int32()),
+        "strange": [False] * len(cluster),
     }
-    return pa.table(columns)
+    return pa.table(columns, schema=POINTS)
+
+
+def campaigns(summary: pa.Table, event: str = "born") -> pa.Table:
+    """Rows of the campaigns table, as many as clusters, all of one event; named after their clusters."""
+    rows = [
+        {
+            **row,
+            "campaign": f"2024-03-{0x1000000 * (row['cluster'] + 1):x}",
+            "event": event,
+            "began": row["first"],
+            "size": row["sequences"],
+            "absent": 0,
+        }
+        for row in summary.to_pylist()
+    ]
+    return pa.Table.from_pylist(rows, CAMPAIGNS)
+
+
+def near(clusters: list[int], period: str) -> pa.Table:
+    """Every cluster beside the next two."""
+    n = len(clusters)
+    pairs = [(clusters[(i + 1) % n], clusters[(i + 2) % n]) for i in range(n)]
+    found = [[{"cluster": c, "similarity": 0.3 - 0.1 * at} for at, c in enumerate(two)] for two in pairs]
+    return pa.table({"period": [period] * n, "cluster": clusters, "near": found}, schema=NEAR)
 
 
 def example(labels: tuple[str | None, ...] = (), **more: Any) -> ReportData:
@@ -262,8 +290,10 @@ def example(labels: tuple[str | None, ...] = (), **more: Any) -> ReportData:
                 "dropped_flows": [3_000],
             }
         ),
-        "clusters": summarise(sequences, clusters, period),
-        "activity": activity(sequences, clusters, period),
+        "campaigns": campaigns(summarise(sequences, clusters, period)),
+        "activity": activity(sequences, clusters, period, top=100),
+        "details": details(sequences, clusters, period, 100),
+        "near": near(list(range(len(GROUPS))), period),
         "evaluation": evaluation(),
         "training": training(),
         "threshold": {"value": 0.42, "how": "auto", "calibration": calibration},

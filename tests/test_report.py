@@ -20,6 +20,7 @@ from browser.chromium import Chromium, find_chromium
 from report_example import (
     NASTY,
     START_US,
+    campaigns,
     cluster_table,
     evaluation,
     example,
@@ -32,9 +33,10 @@ from rayscan import schema
 from rayscan.captures.scanners import Scanners
 from rayscan.errors import SchemaError
 from rayscan.report import ReportData, render, summarise, words
-from rayscan.report.page import PERIODS, verdict
+from rayscan.report.details import DETAILS
+from rayscan.report.page import CAMPAIGNS, NEAR, PERIODS, POINTS, verdict
 from rayscan.report.plots import block
-from rayscan.report.summary import ACTIVITY, SUMMARY, origins
+from rayscan.report.summary import ACTIVITY, origins
 
 ADDRESS = re.compile(r"\b\d{1,3}(\.\d{1,3}){3}\b")
 
@@ -70,6 +72,22 @@ class Page(HTMLParser):
     def data(self) -> dict[str, Any]:
         return dict(json.loads(self.scripts[0]))
 
+    @property
+    def details(self) -> dict[str, list[Any]]:
+        return dict(json.loads(self.scripts[1]))
+
+
+def numbers(packed: str, kind: str = "<u2") -> list[int]:
+    return list(np.frombuffer(base64.b64decode(packed), kind).tolist())
+
+
+def same(table: pa.Table, **values: Any) -> pa.Table:
+    """The table with these values in every row."""
+    for name, value in values.items():
+        at = table.schema.get_field_index(name)
+        table = table.set_column(at, name, pa.array([value] * table.num_rows, table.schema.field(name).type))
+    return table
+
 
 def nothing(**more: Any) -> ReportData:
     """A report on nothing at all."""
@@ -77,8 +95,10 @@ def nothing(**more: Any) -> ReportData:
         "captures": schema.CAPTURES.empty_table(),
         "rejects": schema.REJECTS.empty_table(),
         "periods": PERIODS.empty_table(),
-        "clusters": SUMMARY.empty_table(),
+        "campaigns": CAMPAIGNS.empty_table(),
         "activity": ACTIVITY.empty_table(),
+        "details": DETAILS.empty_table(),
+        "near": NEAR.empty_table(),
         "evaluation": None,
         "training": None,
         "threshold": {},
@@ -150,10 +170,10 @@ def test_words(got: str, expected: str) -> None:
 
 def test_the_verdict_comes_first(page: Page) -> None:
     order = (
-        "400 sources in 2024-03, in 6 clusters",
+        "400 sources in 2024-03, in 6 campaigns",
         "rows could not be read",
         "AUROC",
-        "From rows to clusters",
+        "From rows to campaigns",
     )
     places = [page.text.find(text) for text in order]
     assert places == sorted(places) and places[0] > 0
@@ -165,7 +185,7 @@ def test_the_verdict_comes_first(page: Page) -> None:
         (evaluation(0.982, 0.867), "good", "for the port floor: clearly above it."),
         (evaluation(0.875, 0.867), "plain", "above it, but the intervals overlap."),
         (evaluation(0.800, 0.867), "bad", "no better than counting ports."),
-        (None, "bad", "how far these clusters can be trusted is unknown."),
+        (None, "bad", "how far these campaigns can be trusted is unknown."),
         ({**evaluation(), "parts": {}}, "bad", "could not be scored on unseen sources: see why below."),
     ],
 )
@@ -202,26 +222,23 @@ def test_verdict_counts_what_was_lost(data: ReportData) -> None:
 
 
 def test_sentences_stand_apart(data: ReportData) -> None:
-    clusters = data.clusters
-    for name, value in {"labelled": 0, "zmap": None, "masscan": None, "mirai": None}.items():
-        at = clusters.schema.get_field_index(name)
-        column = pa.array([value] * clusters.num_rows, clusters.schema.field(name).type)
-        clusters = clusters.set_column(at, name, column)
-    text = render(replace(data, clusters=clusters))
+    text = render(
+        replace(data, campaigns=same(data.campaigns, labelled=0, zmap=None, masscan=None, mirai=None))
+    )
     assert "No capture labels its sources. No capture records what" in text
     assert "Mirai. No list of known" in text
 
 
 def test_sections_are_in_order(page: Page) -> None:
     sections = [attrs["id"] for tag, attrs in page.tags if tag == "section"]
-    assert sections == ["read", "clusters", "map", "trust", "run"]
+    assert sections == ["read", "campaigns", "map", "history", "trust", "run"]
 
 
 def test_what_was_read_adds_up(data: ReportData, page: Page) -> None:
     text = " ".join(page.text.split())
     assert (
         "Rows that could not be read 240 0.8% Rows left out 240 0.8%" in text
-        and "Sequences in clusters of two or more 583 94%" in text
+        and "Sequences in campaigns 583 94%" in text
     )
     assert "IPv6 is not read yet first in telescope/2024-03-01.pcap.gz at 1,234,567 240 6" in text
     assert "truncated gzip stream first in telescope/2024-03-29.pcap.gz – 1 IPv6" in text
@@ -234,7 +251,7 @@ def test_figures_stand_beside_their_floors(page: Page) -> None:
     assert "same source AUROC 0.982 0.972 to 0.992 0.867 0.857 to 0.877 0.503" in text
     assert "same label 3-nearest-neighbour macro-F1 0.882" in text
     assert "4,000 pairs of one source and 20,000 pairs of different sources, weighted as if 50%" in text
-    assert "off by 3.1% on average" in text and len(page.data["calibration"]) == 10
+    assert "off by 3.1% on average" in text
     assert "validation / labels: no label has 5 sources or more" in text
     below = " ".join(Page(render(example(evaluation=evaluation(0.8, 0.867)))).text.split())
     assert "AUROC 0.800 not above the floor" in below
@@ -243,7 +260,7 @@ def test_figures_stand_beside_their_floors(page: Page) -> None:
 def test_only_its_own_scripts_may_run(page: Page) -> None:
     policy = next(a["content"] for t, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
     assert policy is not None
-    hashes = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in page.scripts[1:]]
+    hashes = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in page.scripts[2:]]
     assert re.findall(r"'sha256-([^']+)'", policy) == hashes
     assert "default-src 'none'" in policy and "unsafe-inline'; img" in policy and "eval" not in policy
 
@@ -268,11 +285,11 @@ def test_texts_from_the_data_stay_texts() -> None:
     )
     nasty = example(labels=NASTY, rejects=rejects, title=NASTY[0], config_yaml=NASTY[1], run=NASTY[3])
     page = Page(render(nasty))
-    assert [tag for tag, _ in page.tags].count("script") == 4
+    assert [tag for tag, _ in page.tags].count("script") == 7
     assert not {"img"} & {tag for tag, _ in page.tags}
     assert all((attrs["href"] or "").startswith("#") for tag, attrs in page.tags if tag == "a")
     assert all(text in page.text for text in NASTY[:2])
-    assert {bar[0] for item in page.data["clusters"] for bar in item["labels"]} >= set(NASTY)
+    assert {name for labels in page.data["table"]["labels"] for name, _ in labels} >= set(NASTY)
 
 
 def test_block_holds_no_markup_and_loses_nothing() -> None:
@@ -283,10 +300,11 @@ def test_block_holds_no_markup_and_loses_nothing() -> None:
 
 
 def test_addresses_can_be_withheld(data: ReportData, page: Page) -> None:
-    assert ADDRESS.search(page.scripts[0])
+    assert ADDRESS.search(page.scripts[1]) and page.data["points"]["src"]
     hidden = Page(render(replace(data, show_sources=False)))
-    assert not ADDRESS.search(hidden.scripts[0] + hidden.text)
-    assert "Source addresses are withheld" in hidden.text
+    assert not ADDRESS.search(hidden.scripts[0] + hidden.scripts[1] + hidden.text)
+    assert hidden.data["points"]["src"] is None
+    assert "Addresses and networks are withheld" in hidden.text
 
 
 def test_nothing_at_all_is_a_page() -> None:
@@ -295,7 +313,7 @@ def test_nothing_at_all_is_a_page() -> None:
         "Nothing was read: no period holds a flow.",
         "No rows were read.",
         "Nothing was rejected or left out.",
-        "There are no clusters.",
+        "There are no campaigns.",
         "No embeddings were given to this report.",
         "Nothing was evaluated.",
         "No training curve was given to this report.",
@@ -308,75 +326,120 @@ def test_one_source_alone() -> None:
     periods = pa.table(
         {"period": ["all"], "flows": [2], "sources": [1], "sequences": [1], "dropped_flows": [0]}
     )
-    text = Page(render(nothing(periods=periods, clusters=summarise(rows, groups, "all")))).text
-    assert "1 source in all, in 0 clusters of two sequences or more; 1 sequence stayed alone." in text
+    text = Page(render(nothing(periods=periods, campaigns=campaigns(summarise(rows, groups, "all"))))).text
+    assert "1 source in all, in 0 campaigns; 1 sequence stayed alone." in text
     assert "each of the 1 sequence stayed alone" in text
 
 
 def test_unlabelled_captures_say_so() -> None:
     plain = example(labels=(None,) * 6)
-    absent = {name: pa.nulls(plain.clusters.num_rows, pa.float64()) for name in schema.FINGERPRINTS}
-    clusters = plain.clusters.drop_columns(list(absent))
-    for name, column in absent.items():
-        clusters = clusters.append_column(name, column)
-    text = Page(render(replace(plain, clusters=clusters))).text
+    unmarked = same(plain.campaigns, **dict.fromkeys(schema.FINGERPRINTS))
+    page = Page(render(replace(plain, campaigns=unmarked)))
+    text = page.text
+    assert page.data["flags"] == {"labels": False, "scanners": False, "tools": []}
+    assert "label" not in page.data["points"]["by"]
     assert "No capture labels its sources." in text and "No capture records what shows the tools" in text
-    assert "Labels" not in text and "ZMap\n" not in text
 
 
-def test_many_clusters_are_counted_not_listed() -> None:
+def test_many_campaigns_are_counted_not_listed() -> None:
     n = 100_000
     at = pa.array([datetime(2024, 3, 1, tzinfo=UTC)] * n, schema.TIME)
-    columns: dict[str, Any] = dict.fromkeys(SUMMARY.names, np.full(n, 2))
-    columns |= {name: pa.nulls(n, pa.float64()) for name in (*schema.FINGERPRINTS, "cohesion")}
+    columns: dict[str, Any] = dict.fromkeys(CAMPAIGNS.names, np.full(n, 2))
     columns |= {
-        name: pa.nulls(n, SUMMARY.field(name).type) for name in ("ports", "labels", "scanners", "examples")
+        field.name: pa.nulls(n, field.type) for field in CAMPAIGNS if not pa.types.is_integer(field.type)
     }
-    columns |= {"period": ["p"] * n, "cluster": np.arange(n), "first": at, "last": at}
+    columns |= {"period": ["2024-03"] * n, "cluster": np.arange(n), "first": at, "last": at, "began": at}
+    columns |= {
+        "campaign": [f"2024-03-{i:x}" for i in range(n)],
+        "event": ["born"] * n,
+        "absent": np.zeros(n),
+    }
     columns["sources"] = np.arange(n)
     columns["sequences"] = np.r_[np.ones(10, np.int64), np.full(n - 10, 2)]
-    page = Page(render(example(clusters=pa.table(columns, schema=SUMMARY), points=None, max_clusters=20)))
-    rows = [attrs for tag, attrs in page.tags if tag == "tr" and "data-row" in attrs]
-    assert len(rows) == 20 == len(page.data["clusters"])
-    assert page.data["clusters"][0]["name"] == "p / 99999"  # the most sources
+    many = pa.table(columns, schema=CAMPAIGNS)
+    page = Page(render(example(campaigns=many, points=None, max_clusters=20)))
+    assert {len(column) for column in page.data["table"].values()} == {20}
+    assert {len(column) for column in page.details.values()} == {20}
+    assert page.data["ids"][0] == f"2024-03-{99_999:x}"  # the most sources
     text = " ".join(page.text.split())
-    assert "99,970 smaller clusters of two sequences or more are not listed." in text
+    assert "in 99,990 campaigns; 10 sequences stayed alone." in text
+    assert "99,970 smaller campaigns are not listed." in text
     assert "10 sequences stayed alone and are not listed." in text
     assert page.data["sizes"] == {"low": [1, 2], "clusters": [10, n - 10], "sequences": [10, 2 * (n - 10)]}
 
 
+def point_table(**more: Any) -> pa.Table:
+    columns = {
+        "x": [0.0, float("nan"), 1.0, 0.0],
+        "y": [0.0, 1.0, float("inf"), 2.0],
+        "period": ["2024-03"] * 4,
+        "cluster": [0, 2, None, None],
+        "src": [1, 2, 3, 2**32 - 1],
+        "start": [START_US, START_US, START_US, START_US + 10 * 86_400_000_000],
+        "label": ["a", None, None, None],
+        "scanner": [None] * 4,
+        "port": [23, None, None, None],
+        "strange": [False, False, False, True],
+    }
+    return pa.table(columns | more, schema=POINTS)
+
+
 def test_points_without_a_place_are_counted() -> None:
-    table = pa.table(
-        {
-            "x": [0.0, float("nan"), 1.0],
-            "y": [0.0, 1.0, float("inf")],
-            "period": ["p"] * 3,
-            "cluster": pa.array([1, 2, None], pa.int64()),
-            "src": [1, 2, 3],
-            "label": pa.array(["a", None, None], pa.string()),
-            "port": pa.array([23, None, None], pa.int32()),
-        }
-    )
-    points = Page(render(example(points=table))).data["points"]
-    assert (points["x"], points["left"], points["src"]) == ([0.0], 2, ["0.0.0.1"])
+    points = Page(render(example(points=point_table()))).data["points"]
+    assert (points["n"], points["left"], points["strange"]) == (2, 2, 1)
+    assert numbers(points["src"], "<u4") == [1, 2**32 - 1]
 
 
-def test_colours_of_the_map_follow_the_table(page: Page) -> None:
-    by = page.data["points"]["by"]["cluster"]
-    assert by["names"][:6] == [item["name"] for item in page.data["clusters"]] and by["shown"] == 6
-    labels = page.data["points"]["by"]["label"]
+def test_points_keep_their_proportions() -> None:
+    """x spans 1 and y 2, so y fills the range and x the middle half of it."""
+    points = Page(render(example(points=point_table(x=[0.0, 1.0, 1.0, 0.0], y=[0.0, 0.0, 2.0, 2.0])))).data[
+        "points"
+    ]
+    assert numbers(points["y"]) == [0, 0, 65535, 65535]
+    x = numbers(points["x"])
+    assert x[0] == x[3] == pytest.approx(65535 / 4, abs=1) and x[1] == pytest.approx(3 * 65535 / 4, abs=1)
+
+
+def test_what_colours_the_map(page: Page) -> None:
+    by = page.data["points"]["by"]
+    assert by["campaign"]["shown"] == 6 == len(page.data["campaigns"])
+    assert max(numbers(by["campaign"]["codes"])) == 6  # those that stayed alone
+    labels = by["label"]
     assert labels["names"][-1] == "no label" and labels["shown"] == len(labels["names"]) - 1
+    assert "scanner" not in by
+    times = Page(render(example(points=point_table(x=[0.0] * 4, y=[0.0] * 4)))).data["points"]["by"]["time"]
+    assert times["names"][0] == "2024-03-01" and times["names"][-1] == "2024-03-10"
+    assert numbers(times["codes"]) == [0, 0, 0, 9]
 
 
 def test_activity_shown_is_all_there_is(data: ReportData, page: Page) -> None:
-    shown = sum(n for series in page.data["activity"] for n in series["n"])
+    shown = sum(sum(line[1:]) for series in page.data["activity"] for line in series["lines"])
     assert shown == sum(data.activity["flows"].to_pylist())
-    assert [series["rank"] for series in page.data["activity"]] == [0, 1, 2, 3, 4, 5, None]
+    assert [series["campaign"] for series in page.data["activity"]] == [0, 1, 2, 3, 4, 5, None]
+    lines = page.data["table"]["line"]
+    assert [sum(line[1:]) for line in lines] == page.data["table"]["flows"]
+
+
+def test_details_of_a_campaign_add_up(page: Page) -> None:
+    flows = page.data["table"]["flows"]
+    details = page.details
+    assert [sum(hours) for hours in details["hours"]] == flows
+    assert all(1 <= n <= s16 <= s24 for n, s16, s24 in zip(
+        details["slash8"], details["slash16"], page.data["table"]["networks"], strict=True
+    ))  # fmt: skip
+    assert [len(said) for said in details["said"]] == [3] * 6
+    assert re.fullmatch(
+        r"\d+ flows within .* from 2024-03-.* UTC, "
+        r"to (23|2323)/tcp \(\d+\) and (23|2323)/tcp \(\d+\), \d+ destinations, "
+        r"usually .* apart; mark of Mirai on 9\d(\.\d)?% of them",
+        details["said"][0][0][1],
+    )
+    assert all(row is not None for near in details["near"] for row, _ in near)
 
 
 def test_a_missing_column_is_named(data: ReportData) -> None:
-    with pytest.raises(SchemaError, match="table clusters lacks ports"):
-        render(replace(data, clusters=data.clusters.drop_columns(["ports"])))
+    with pytest.raises(SchemaError, match="table campaigns lacks ports"):
+        render(replace(data, campaigns=data.campaigns.drop_columns(["ports"])))
 
 
 def test_an_evaluation_of_another_version_is_refused(data: ReportData) -> None:
@@ -406,17 +469,34 @@ def chromium() -> Iterator[Chromium]:
 @pytest.fixture(scope="module")
 def opened(chromium: Chromium, tmp_path_factory: pytest.TempPathFactory) -> Chromium:
     """A report with hostile labels, over two periods, open in the browser."""
-    first = example(labels=NASTY)
-    later = first.clusters.set_column(0, "period", pa.array(["2024-04"] * first.clusters.num_rows))
-    both = pa.concat_tables([first.clusters, later.cast(SUMMARY)])
     path = tmp_path_factory.mktemp("report") / "report.html"
-    path.write_text(render(replace(first, clusters=both)), "utf-8")
+    path.write_text(render(two_periods(NASTY)), "utf-8")
     chromium.view(1200, 900)
     chromium.open(path)
     return chromium
 
 
-ROWS = "[...document.querySelectorAll('#cluster-table tbody tr[data-row]')].filter((r) => !r.hidden)"
+def two_periods(labels: tuple[str, ...] = ()) -> ReportData:
+    """The example, and a month later: two campaigns continued, one split off, one merged and one gone."""
+    first = example(labels=labels)
+    now = same(first.campaigns, period="2024-04", event="continued").slice(0, 3).to_pylist()
+    now[1]["sources"] = 2 * now[1]["sources"]
+    now[2] |= {"event": "split", "campaign": "2024-04-77", "relative": now[0]["campaign"]}
+    ended = first.campaigns.slice(4, 2).to_pylist()
+    counts = dict.fromkeys(("sequences", "sources", "networks", "flows", "labelled"), 0)
+    gone = {"period": "2024-04", "cluster": None, "absent": 1, **counts}
+    ended[0] |= {**gone, "event": "merged", "relative": now[1]["campaign"]}
+    ended[1] |= {**gone, "event": "gone"}
+    later = pa.Table.from_pylist([*now, *ended], CAMPAIGNS)
+    more = {
+        name: pa.concat_tables([table, same(table, period="2024-04").cast(table.schema)])
+        for name in ("periods", "activity", "details", "near")
+        for table in [getattr(first, name)]
+    }
+    return replace(first, campaigns=pa.concat_tables([first.campaigns, later]), **more)
+
+
+ROWS = "[...document.querySelectorAll('#campaign-table tbody tr[data-row]')]"
 
 
 def cells(browser: Chromium, column: int) -> list[str]:
@@ -425,7 +505,7 @@ def cells(browser: Chromium, column: int) -> list[str]:
 
 def head(browser: Chromium, column: int) -> str | None:
     """Press a heading; what the column says of its order then."""
-    cell = f"document.querySelectorAll('#cluster-table thead th')[{column}]"
+    cell = f"document.querySelectorAll('#campaign-table thead th')[{column}]"
     browser.ask(f"{cell}.querySelector('button').click()")
     return browser.ask(f"{cell}.getAttribute('aria-sort')")
 
@@ -440,16 +520,17 @@ def test_the_page_is_quiet_and_loads_nothing(opened: Chromium) -> None:
     assert opened.ask("document.documentElement.dataset.ready") == "true"
     assert opened.problems == []
     assert len(opened.requests) == 1 and opened.requests[0].startswith("file://")
+    opened.ask("Charts.everything()")
     assert opened.ask("document.querySelectorAll('.canvas .main-svg').length") >= 7
 
 
 def test_hostile_labels_do_not_run(opened: Chromium) -> None:
-    opened.ask("document.querySelector('#cluster-table tbody button').click()")
+    opened.ask("document.querySelector('#campaign-table tbody button').click()")
     labels = opened.ask("[...document.querySelectorAll('tr.open .bars dt')].map((e) => e.textContent)")
     assert NASTY[0] in labels
     assert opened.ask("document.querySelectorAll('img, main a, [onerror]').length") == 0
     assert opened.ask("typeof window.broken") == "undefined" and opened.problems == []
-    opened.ask("document.querySelector('#cluster-table tbody button').click()")
+    opened.ask("document.querySelector('#campaign-table tbody button').click()")
 
 
 def test_a_policy_stands_behind_the_escaping(opened: Chromium) -> None:
@@ -462,31 +543,69 @@ def test_a_policy_stands_behind_the_escaping(opened: Chromium) -> None:
     assert len(opened.problems) == 1 and "Content Security Policy" in opened.problems.pop()
 
 
+def choose(browser: Chromium, field: str, value: str) -> None:
+    browser.ask(f"{{const s = document.getElementById('{field}'); s.value = '{value}';"
+                "s.dispatchEvent(new Event('change'))}")  # fmt: skip
+
+
+def everything(browser: Chromium) -> None:
+    """All rows of all periods, closed."""
+    type_filter(browser, "")
+    choose(browser, "period", "")
+
+
 def test_rows_sort_by_number_and_back(opened: Chromium) -> None:
-    sequences = [int(text.replace(",", "")) for text in cells(opened, 2)]
-    assert head(opened, 2) == "descending"
-    assert [int(text) for text in cells(opened, 2)] == sorted(sequences, reverse=True)
-    assert head(opened, 2) == "ascending"
-    assert [int(text) for text in cells(opened, 2)] == sorted(sequences)
-    assert opened.ask("document.querySelectorAll('#cluster-table [aria-sort]').length") == 1
-    assert head(opened, 4) == "ascending"
-    assert cells(opened, 4)[0].startswith("22/tcp")
+    choose(opened, "period", "2024-03")
+    sequences = [int(text.replace(",", "")) for text in cells(opened, 3)]
+    assert len(sequences) == 6
+    assert head(opened, 3) == "descending"
+    assert [int(text) for text in cells(opened, 3)] == sorted(sequences, reverse=True)
+    assert head(opened, 3) == "ascending"
+    assert [int(text) for text in cells(opened, 3)] == sorted(sequences)
+    assert opened.ask("document.querySelectorAll('#campaign-table [aria-sort]').length") == 1
+    assert head(opened, 5) == "ascending"
+    assert cells(opened, 5)[0].startswith("22/tcp")
+    choose(opened, "period", "")
 
 
-def test_rows_filter_by_words_ports_and_period(opened: Chromium) -> None:
-    everything = cells(opened, 0)
-    assert type_filter(opened, "5060/udp 2323/tcp") == []
-    assert len(type_filter(opened, "5060/udp")) == 2
-    assert len(type_filter(opened, "<SCRIPT>window")) == 2
-    assert "filtered out" in opened.ask("document.getElementById('shown').textContent")
-    opened.ask("{const s = document.getElementById('period'); s.value = '2024-04'; s.onchange?.()}")
-    opened.ask("document.getElementById('period').dispatchEvent(new Event('change'))")
-    assert len(type_filter(opened, "")) == len(everything) / 2
-    opened.ask("document.getElementById('period').value = ''")
-    assert sorted(type_filter(opened, "")) == sorted(everything)
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", 9),
+        ("5060/udp 2323/tcp", 0),
+        ("5060/udp", 1),
+        ("<SCRIPT>window", 2),
+        ("sources>=48", 3),
+        ("sources<48 mirai>90%", 0),
+        ("mirai>90%", 2),
+        ("change:split", 1),
+        ("first>2024-03-25", 0),
+        ("last<2024-05-01 port:23/tcp", 2),
+        ("port:no-such-port", 0),
+    ],
+)
+def test_rows_filter_by_words_and_conditions(opened: Chromium, text: str, found: int) -> None:
+    everything(opened)
+    assert len(type_filter(opened, text)) == found
+    assert ("filtered out" in opened.ask("document.getElementById('shown').textContent")) == (found < 9)
+    assert opened.ask("document.getElementById('wrong').textContent") == ""
+
+
+def test_a_condition_that_makes_no_sense_is_named(opened: Chromium) -> None:
+    everything(opened)
+    assert len(type_filter(opened, "sources>many 22/tcp")) == 2
+    assert opened.ask("document.getElementById('wrong').textContent") == "Not understood: sources>many"
+
+
+def test_the_newest_period_comes_first(opened: Chromium) -> None:
+    assert opened.ask("document.getElementById('period').options[0].value") == "2024-04"
+    everything(opened)
+    choose(opened, "period", "2024-04")
+    assert sorted(cells(opened, 1)) == ["as many", "split off", "× 2.0"]
 
 
 def test_a_row_opens_and_closes(opened: Chromium) -> None:
+    everything(opened)
     button = f"{ROWS}[0].querySelector('button')"
     state = f"{button}.getAttribute('aria-expanded')"
     assert opened.ask(state) == "false"
@@ -494,12 +613,38 @@ def test_a_row_opens_and_closes(opened: Chromium) -> None:
     assert opened.ask(state) == "true"
     assert opened.ask(f"document.getElementById({button}.getAttribute('aria-controls')).tagName") == "TR"
     detail = opened.ask("document.querySelector('tr.open').innerText")
-    assert "Median gap between flows" in detail and ADDRESS.search(detail)
-    head(opened, 1)  # details move with their row
+    assert "Usual gap of a source" in detail and ADDRESS.search(detail)
+    assert "Its most typical sequences" in detail and "Nearest campaigns" in detail
+    assert opened.ask("document.querySelectorAll('tr.open .main-svg').length") >= 2
+    head(opened, 2)  # details move with their row
     assert opened.ask("document.querySelector('tr.open').previousElementSibling.cells[0].querySelector"
                       "('button').getAttribute('aria-expanded')") == "true"  # fmt: skip
-    opened.ask("document.querySelector('[aria-expanded=true]').click()")
+    opened.ask("document.querySelector('#campaign-table [aria-expanded=true]').click()")
     assert opened.ask("document.querySelectorAll('tr.open').length") == 0
+
+
+def test_campaigns_lead_to_each_other(opened: Chromium) -> None:
+    """From a neighbour and from the timeline to the row, open and in focus; from the row to the map."""
+    everything(opened)
+    opened.ask(f"{ROWS}[0].querySelector('button').click()")
+    opened.ask("document.querySelector('tr.open .near li:last-child button').click()")
+    assert opened.ask("document.querySelectorAll('tr.open').length") == 2
+    type_filter(opened, "no such row")
+    opened.ask("document.querySelector('.history [data-period=\"2024-04\"]').click()")
+    assert opened.ask("document.activeElement.getAttribute('aria-expanded')") == "true"
+    assert (
+        opened.ask("document.activeElement.closest('tr').querySelector('small').textContent") == "in 2024-04"
+    )
+    opened.ask("document.querySelector('tr.open .plain-button').click()")
+    assert opened.ask("document.querySelectorAll('#map-legend button').length") == 2
+    opened.ask("document.getElementById('map-all').click()")
+    opened.ask("for (const b of document.querySelectorAll('#campaign-table [aria-expanded=true]')) b.click()")
+
+
+def test_the_timeline_tells_what_became_of_campaigns(opened: Chromium) -> None:
+    text = opened.ask("document.querySelector('.history').innerText")
+    for said in ("new", "split off from 2024-03-1", "merged into 2024-03-2", "gone"):
+        assert said in text
 
 
 INK = """(() => { const c = document.querySelector('.map canvas'), copy = document.createElement('canvas');
@@ -532,7 +677,27 @@ def test_the_map_draws_hides_and_describes(opened: Chromium) -> None:
     assert opened.problems == []
 
 
+def test_the_map_looks_the_same_without_webgl(chromium: Chromium, tmp_path: Path) -> None:
+    """Drawn by WebGL and by the 2-D canvas: as many pixels, within what smoothing of edges makes."""
+    path = tmp_path / "report.html"
+    path.write_text(render(example()), "utf-8")
+    without = (
+        "HTMLCanvasElement.prototype.getContext = new Proxy(HTMLCanvasElement.prototype.getContext,"
+        "{apply: (f, c, a) => a[0] === 'webgl' ? null : Reflect.apply(f, c, a)})"
+    )
+    inked = []
+    for script in ("", without):
+        chromium.open(path, before=script)
+        chromium.ask(FRAME)
+        painter = chromium.ask("document.querySelector('.map canvas').dataset.painter")
+        inked.append((painter, chromium.ask(INK)))
+    assert [painter for painter, _ in inked] == ["webgl", "canvas"]
+    assert inked[0][1] == pytest.approx(inked[1][1], rel=0.25)
+    assert chromium.problems == []
+
+
 def test_dark_and_light_follow_the_reader(opened: Chromium) -> None:
+    opened.ask("Charts.everything()")
     tick = "getComputedStyle(document.querySelector('#plot-training .xtick text')).fill"
     paper = "getComputedStyle(document.body).backgroundColor"
     light = opened.ask(tick), opened.ask(paper)
@@ -576,7 +741,7 @@ def with_scanners(name: str) -> ReportData:
     fields = {"list": "x", "source": NASTY[1], "networks": 60, "organisations": 1, "valid_from": day}
     joined = clusters.drop_columns(["src"]).append_column("src", sequences["src"])
     return example(
-        clusters=summarise(sequences, clusters, "2024-03", known),
+        campaigns=campaigns(summarise(sequences, clusters, "2024-03", known)),
         lists=pa.Table.from_pylist([{**fields, "valid_to": day}]),
         tolerance_days=90,
         origins={"Countries": origins(joined, "2024-03", lambda src: pa.array([NASTY[2]] * len(src)))},
@@ -586,23 +751,22 @@ def with_scanners(name: str) -> ReportData:
 def test_known_scanners_are_named_with_their_dates() -> None:
     page = Page(render(with_scanners("censys")))
     text = " ".join(page.text.split())
-    assert "Known scanners" in text and "censys 100%" in text
+    assert page.data["flags"]["scanners"]
     assert "up to 90 days outside the dates" in text
     assert re.search(r"the farthest used here is \d\d days off", text)
-    first = page.data["clusters"][0]
-    assert first["scanners"] == [["censys", 1.0, "60"]]
-    assert first["origins"] == [["Countries", [[NASTY[2], 1.0, "60"]]]]
-    assert page.data["clusters"][1]["scanners"] == []
+    assert page.data["table"]["scanners"][:2] == [[["censys", 60]], []]
+    assert page.data["table"]["known"][:2] == [60, 0]
+    assert page.details["origins"][0] == [["Countries", [[NASTY[2], 60]]]]
     nasty = Page(render(with_scanners(NASTY[0])))
     assert {tag for tag, _ in nasty.tags} == {tag for tag, _ in page.tags}
-    assert NASTY[0] in nasty.text and NASTY[1] in nasty.text
+    assert NASTY[1] in nasty.text and nasty.data["table"]["scanners"][0][0][0] == NASTY[0]
 
 
 def test_what_was_not_asked_is_said() -> None:
     assert "No list of known scanners was given." in Page(render(example())).text
     hidden = Page(render(example(lists=None))).text
     assert "Addresses are pseudonyms (Crypto-PAn)" in hidden
-    assert "No list of known scanners" not in hidden and "Known scanners" not in hidden
+    assert "No list of known scanners" not in hidden
     by_lists = Page(render(example(evaluation={**evaluation(), "labels_from": "scanner lists"}))).text
     assert "organisations that lists of known scanners name" in by_lists
 

@@ -347,7 +347,7 @@ def test_a_sweep(copy: Path) -> None:
     assert rows["trial"][0] == facts["best_trial"]
     assert rows.filter(pl.col("steps") == 8)["separation"].max() == facts["separation"]
     page = Path(facts["page"]).read_text()
-    assert "parcoords" in page
+    assert "Sweep over settings" in page
     assert "<script src" not in page
     assert rayscan("tune", copy, sets=SWEEP).exit_code == 4
     # The best settings are a file for `train --config`, which comes to what the sweep has promised.

@@ -27,6 +27,7 @@ def execute(
     fresh: bool = False,
     model: str | None = None,
     start: str | None = None,
+    period: str | None = None,
 ) -> None:
     config = configuration.load(preset, config_file, sets)
     from rayscan import models, pipeline, planning
@@ -46,7 +47,7 @@ def execute(
     for one in (found, begun):
         if one is not None:
             models.bring_in(opened, one)
-    outcome = pipeline.Run(opened, config, address).execute(stages, fresh)
+    outcome = pipeline.Run(opened, config, address).execute(stages, fresh, period)
     if outcome.exit_code == pipeline.NOTHING_TO_DO:
         click.echo(f"nothing to do: everything in {opened.uri} is up to date", err=True)
     if as_json:
@@ -164,6 +165,7 @@ def evaluate(**options: Any) -> None:
 
 
 @click.command(epilog=EPILOG)
+@click.option("--period", help="Report on this period alone, beside the report on all: report-PERIOD.html.")
 @model_option
 @stage_options
 def report(**options: Any) -> None:

@@ -1,6 +1,7 @@
-"""One self-contained HTML page: what was read, which clusters there are, and how far to trust them."""
+"""The report's core: summaries and details of clusters as Arrow tables, and the page made of them."""
 
+from rayscan.report.details import details
 from rayscan.report.page import ReportData, render
 from rayscan.report.summary import activity, summarise
 
-__all__ = ["ReportData", "activity", "render", "summarise"]
+__all__ = ["ReportData", "activity", "details", "render", "summarise"]

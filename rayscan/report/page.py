@@ -1,31 +1,27 @@
 """The report: everything known about a run, as one HTML file that needs no network and no other file.
 
-Read top down it says what was read, which clusters there are, where their sequences lie, how far to trust
-them, and what made them. Tables are written here, so that they can be read and printed without JavaScript;
-plots and the details of a cluster are drawn in the browser from one block of JSON. Every text from the data
-is escaped by the template or by `plots.block`, and the page's policy lets only its own scripts run, by
-hash. The price of a single file is plotly inside it, some 4.8 MB.
+Read top down it says what was read, which campaigns there are, where their sequences lie, how they went
+over the periods, how far to trust them, and what made them. Small tables are written here, so that they can
+be read and printed without JavaScript; the table of campaigns, which may have thousands of rows, their
+details and all plots are drawn in the browser from blocks of JSON. Every text from the data is escaped by
+the template or by `plots.block`, and the page's policy lets only its own scripts run, by hash. The price of a
+single file is plotly inside it, some 4.8 MB.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from importlib import resources
 from typing import Any
 
-import jinja2
 import pyarrow as pa
 import pyarrow.compute as pc
-from markupsafe import Markup
 
 from rayscan import schema
 from rayscan.errors import SchemaError
-from rayscan.report import plots, words
-from rayscan.report.summary import ACTIVITY, SUMMARY
+from rayscan.report import history, html, plots, words
+from rayscan.report.details import DETAILS, NEIGHBOUR
+from rayscan.report.summary import ACTIVITY, DAY_US, SUMMARY
 
 MAX_CAPTURES = 200
 MAX_REASONS = 50
@@ -38,14 +34,54 @@ PERIODS = pa.schema(
         pa.field("dropped_flows", pa.int64(), nullable=False),  # in no sequence
     ]
 )
+CAMPAIGNS = pa.schema(
+    [
+        *SUMMARY,
+        *(
+            schema.CAMPAIGNS.field(name)
+            for name in ("campaign", "event", "relative", "began", "size", "absent")
+        ),
+    ]
+)
+NEAR = pa.schema(
+    [
+        pa.field("period", pa.string(), nullable=False),
+        pa.field("cluster", pa.int64(), nullable=False),
+        pa.field("near", pa.list_(NEIGHBOUR), nullable=False),
+    ]
+)
+POINTS = pa.schema(
+    [
+        pa.field("x", pa.float32()),
+        pa.field("y", pa.float32()),
+        pa.field("period", pa.string(), nullable=False),
+        pa.field("cluster", pa.int64()),  # null: not clustered
+        pa.field("src", pa.int64(), nullable=False),
+        pa.field("start", schema.TIME, nullable=False),
+        pa.field("label", pa.string()),
+        pa.field("scanner", pa.string()),  # the organisation that a list of known scanners names
+        pa.field("port", pa.int32()),  # where most of its flows go
+        pa.field("strange", pa.bool_()),  # like nothing that the map was drawn from
+    ]
+)
 TABLES = {
     "captures": schema.CAPTURES.names,
     "rejects": schema.REJECTS.names,
     "periods": PERIODS.names,
-    "clusters": SUMMARY.names,
+    "campaigns": CAMPAIGNS.names,
     "activity": ACTIVITY.names,
+    "details": DETAILS.names,
+    "near": NEAR.names,
     "training": ["step", "loss", "learning_rate", "separation"],
-    "points": ["x", "y", "period", "cluster", "src", "label", "port"],
+    "points": POINTS.names,
+}
+MAX_LINES = 40
+MAX_PERIODS = 12
+SCRIPTS = ("charts.js", "table.js", "map.js", "report.js")
+PART_NOTES = {
+    "validation": "Threshold and checkpoint were chosen on these sources, so the figures flatter.",
+    "unseen sources, new networks": "Unseen sources in whose /24 no source was trained on.",
+    "unseen sources, later": "Sequences of unseen sources that begin after the last one that was trained on.",
 }
 METHODS = {"model": "Model", "ports": "Port floor", "random": "Random floor"}
 SCORES = {
@@ -69,15 +105,19 @@ class ReportData:
     captures: pa.Table  # schema.CAPTURES
     rejects: pa.Table  # schema.REJECTS
     periods: pa.Table  # PERIODS
-    clusters: pa.Table  # summary.SUMMARY, all periods
+    campaigns: pa.Table  # CAMPAIGNS, also of earlier periods than those shown
     activity: pa.Table  # summary.ACTIVITY
+    details: pa.Table  # details.DETAILS
+    near: pa.Table  # NEAR
     evaluation: dict[str, Any] | None = None  # as rayscan.evaluation writes it, version 1
     training: pa.Table | None = None  # step, loss, learning_rate, separation (nullable)
     # value (similarity), how ("auto" or "given"), calibration: None or the fields of a Calibration
     threshold: dict[str, Any] = field(default_factory=dict)
-    points: pa.Table | None = None  # x, y, period, cluster, src, label, port (text or number)
+    points: pa.Table | None = None  # POINTS
+    drawn_from: list[str] = field(default_factory=list)  # the periods that the map was drawn from
+    step_us: int = DAY_US  # of the activity
     show_sources: bool = True
-    max_clusters: int = 500
+    max_clusters: int = 5_000
     # list, source, networks, organisations, valid_from, valid_to; None: addresses are pseudonyms
     lists: pa.Table | None = field(default_factory=lambda: pa.table({"list": []}))
     tolerance_days: int = 0  # outside an entry's dates on which it counted
@@ -87,27 +127,36 @@ class ReportData:
 def render(data: ReportData) -> str:
     """The page as text, to be written as UTF-8. Raises SchemaError if a table lacks a column."""
     _check(data)
-    listed = _listed(data.clusters, data.max_clusters)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("rayscan.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals["words"] = words
-    scripts = [_plotly(), _read("map.js"), _read("report.js")]
-    return environment.get_template("report.html").render(
+    shown = pc.is_in(data.campaigns["period"], value_set=data.periods["period"].combine_chunks())
+    data = replace(data, campaigns=history.with_change(data.campaigns).filter(shown))
+    listed = listed_campaigns(data.campaigns, data.max_clusters)
+    section = _campaign_section(data, listed)
+    return html.page(
+        "report.html",
+        SCRIPTS,
         data=data,
-        style=Markup(_read("report.css")),
-        scripts=[Markup(script) for script in scripts],
-        policy=_policy(scripts),
-        block=plots.block(plots.payload(data, listed)),
+        block=plots.block(
+            {
+                **plots.payload(data, listed),
+                "flags": {name: section[name] for name in ("labels", "scanners", "tools")},
+            }
+        ),
+        details=plots.block(plots.details(data, listed)),
+        drawn_from=_drawn_from(data),
         verdict=verdict(data),
         read=_read_section(data),
-        clusters=_cluster_section(data, listed),
+        campaigns=section,
+        history=_history_section(data),
         trust=_trust_section(data.evaluation),
     )
+
+
+def _drawn_from(data: ReportData) -> list[str]:
+    """The periods the map was drawn from, where other periods are shown on it."""
+    names, shown = data.drawn_from, data.periods["period"].to_pylist()
+    if set(shown) <= set(names) or not names:
+        return []
+    return names if len(names) < 4 else [f"{len(names)} periods from {names[0]} to {names[-1]}"]
 
 
 def _check(data: ReportData) -> None:
@@ -119,26 +168,6 @@ def _check(data: ReportData) -> None:
     version = (data.evaluation or {}).get("version", 1)
     if version != 1:
         raise SchemaError(f"report: evaluation of layout version {version}, but this rayscan reads version 1")
-
-
-def _read(name: str) -> str:
-    return (resources.files("rayscan.report") / "templates" / name).read_text("utf-8")
-
-
-def _plotly() -> str:
-    from plotly.offline import get_plotlyjs  # slow to import, and only needed here
-
-    return str(get_plotlyjs()).replace("\r\n", "\n")
-
-
-def _policy(scripts: Iterable[str]) -> str:
-    """Content security policy: no network, no script but these. Stricter than allowing inline scripts."""
-    hashes = (base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts)
-    allowed = " ".join(f"'sha256-{h}'" for h in hashes)
-    return (
-        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
-        "connect-src 'none'; base-uri 'none'; form-action 'none'"
-    )
 
 
 # ---------------------------------------------------------------------------------------------
@@ -161,11 +190,11 @@ def _what_is_there(data: ReportData) -> dict[str, str]:
     if not periods:
         return _sentence("Nothing was read: no period holds a flow.", "bad")
     over = f"in {data.periods['period'][0].as_py()}" if periods == 1 else f"summed over {periods} periods"
-    if not data.clusters.num_rows:
-        return _sentence(f"{sources} {over}, and no clusters: nothing was clustered.", "bad")
-    groups, alone = _groups(data.clusters), _alone(data.clusters)
+    if not data.campaigns.num_rows:
+        return _sentence(f"{sources} {over}, and no campaigns: nothing was clustered.", "bad")
+    alone = _alone(data.campaigns)
     tail = f"; {words.count(alone, 'sequence')} stayed alone" if alone else ""
-    return _sentence(f"{sources} {over}, in {words.count(groups, 'cluster')} of two sequences or more{tail}.")
+    return _sentence(f"{sources} {over}, in {words.count(_groups(data.campaigns), 'campaign')}{tail}.")
 
 
 def _what_was_lost(data: ReportData) -> dict[str, str]:
@@ -188,7 +217,7 @@ def _what_was_lost(data: ReportData) -> dict[str, str]:
 
 def _how_far_to_trust(evaluation: dict[str, Any] | None) -> dict[str, str]:
     if evaluation is None:
-        return _sentence("Nothing was evaluated: how far these clusters can be trusted is unknown.", "bad")
+        return _sentence("Nothing was evaluated: how far these campaigns can be trusted is unknown.", "bad")
     methods = evaluation["parts"].get("unseen sources", {}).get("methods", {})
     model, floor = (methods.get(name, {}).get("auroc") or {} for name in ("model", "ports"))
     if model.get("value") is None:
@@ -215,12 +244,17 @@ def _sum(table: pa.Table, column: str) -> int:
     return int(pc.sum(table[column]).as_py() or 0)
 
 
-def _groups(clusters: pa.Table) -> int:
-    return _sum(pa.table({"n": pc.greater(clusters["sequences"], 1)}), "n")
+def _groups(campaigns: pa.Table) -> int:
+    """Campaigns, each counted once, that had two sequences or more in some period."""
+    return int(pc.count_distinct(_grouped(campaigns)["campaign"]).as_py())
 
 
-def _alone(clusters: pa.Table) -> int:
-    return int(clusters.num_rows) - _groups(clusters)
+def _grouped(campaigns: pa.Table) -> pa.Table:
+    return campaigns.filter(pc.greater(campaigns["sequences"], 1))
+
+
+def _alone(campaigns: pa.Table) -> int:
+    return int(campaigns.filter(pc.equal(campaigns["sequences"], 1)).num_rows)
 
 
 def _files_lost(data: ReportData, lost: str) -> set[str]:
@@ -257,8 +291,8 @@ def _steps(data: ReportData) -> list[tuple[str, int, int | None]]:
     kept, rejected, left_out = (_sum(data.captures, name) for name in ("flows", "rejects", "left_out"))
     rows = kept + rejected + left_out
     flows, dropped = _sum(data.periods, "flows"), _sum(data.periods, "dropped_flows")
-    sequences, grouped = _sum(data.periods, "sequences"), _sum(data.clusters, "sequences")
-    alone = _alone(data.clusters)
+    sequences, grouped = _sum(data.periods, "sequences"), _sum(data.campaigns, "sequences")
+    alone = _alone(data.campaigns)
     return [
         ("Rows in the captures", rows, None),
         ("Rows that could not be read", rejected, rows),
@@ -266,7 +300,7 @@ def _steps(data: ReportData) -> list[tuple[str, int, int | None]]:
         ("Flows in the periods below", flows, None),
         ("Flows of sources too quiet for a sequence", dropped, flows),
         ("Sequences", sequences, None),
-        ("Sequences in clusters of two or more", grouped - alone, sequences),
+        ("Sequences in campaigns", grouped - alone, sequences),
         ("Sequences that stayed alone", alone, sequences),
         ("Sequences that were not clustered", sequences - grouped, sequences),
     ]
@@ -288,26 +322,45 @@ def _reasons(rejects: pa.Table) -> list[dict[str, Any]]:
     return sorted(found, key=lambda item: item["count_sum"] is not None)
 
 
-def _listed(clusters: pa.Table, limit: int) -> pa.Table:
-    """The clusters that get a row: of two sequences or more, those with the most sources first."""
-    groups = clusters.filter(pc.greater(clusters["sequences"], 1))
+def listed_campaigns(campaigns: pa.Table, limit: int) -> pa.Table:
+    """The rows that are shown: of two sequences or more, those with the most sources first."""
     keys = [("sources", "descending"), ("sequences", "descending")]
-    return groups.sort_by([*keys, ("period", "ascending"), ("cluster", "ascending")]).slice(0, limit)
+    order = [*keys, ("period", "ascending"), ("cluster", "ascending")]
+    return _grouped(campaigns).sort_by(order).slice(0, limit)
 
 
-def _cluster_section(data: ReportData, listed: pa.Table) -> dict[str, Any]:
-    tools = [t for t in schema.FINGERPRINTS if data.clusters[t].null_count < data.clusters.num_rows]
+def _campaign_section(data: ReportData, listed: pa.Table) -> dict[str, Any]:
+    campaigns = data.campaigns
+    there = campaigns.filter(pc.is_valid(campaigns["cluster"]))
+    tools = [t for t in schema.FINGERPRINTS if there[t].null_count < there.num_rows]
     return {
-        "rows": listed.to_pylist(),
-        "left": _groups(data.clusters) - listed.num_rows,
-        "alone": _alone(data.clusters),
-        "periods": data.clusters["period"].unique().sort().to_pylist(),
-        "labels": bool(_sum(data.clusters, "labelled")),
+        "rows": listed.num_rows,
+        "left": _grouped(campaigns).num_rows - listed.num_rows,
+        "alone": _alone(campaigns),
+        "labels": bool(_sum(campaigns, "labelled")),
         "tools": tools,
         "cautions": [text for tool in tools if (text := words.caution(tool, *_span(data.captures)))],
-        "scanners": data.clusters["known"].null_count < data.clusters.num_rows,
-        "days_off": pc.max(data.clusters["days_off"]).as_py() or 0,
+        "scanners": there["known"].null_count < there.num_rows,
+        "days_off": pc.max(campaigns["days_off"]).as_py() or 0,
         "lists": data.lists.to_pylist() if data.lists is not None else None,
+    }
+
+
+def _history_section(data: ReportData) -> dict[str, Any]:
+    """The last periods, and the largest campaigns in each of them."""
+    periods = data.periods["period"].to_pylist()[-MAX_PERIODS:]
+    lines = history.timeline(data.campaigns, periods, MAX_LINES)
+    short = history.short_names(data.campaigns)
+    sizes = [cell["sources"] for line in lines for cell in line.cells if cell is not None]
+    total = pc.count_distinct(_grouped(data.campaigns)["campaign"]).as_py()
+    return {
+        "periods": periods,
+        "earlier": data.periods.num_rows - len(periods),
+        "lines": lines,
+        "left": total - len(lines),
+        "most": max([*sizes, 1]),
+        "short": short,
+        "events": history.events(data.campaigns),
     }
 
 
@@ -319,10 +372,14 @@ def _span(captures: pa.Table) -> tuple[datetime | None, datetime | None]:
 def _trust_section(evaluation: dict[str, Any] | None) -> dict[str, Any] | None:
     if evaluation is None:
         return None
-    parts = evaluation["parts"]
+    groups = {name: part for name, part in evaluation.get("groups", {}).items() if part is not None}
+    parts = {**evaluation["parts"], **groups}
     present = [m for m in METHODS if any(m in part["methods"] for part in parts.values())]
     return {
         "methods": [METHODS[m] for m in present],
+        "notes": PART_NOTES,
+        "calibrations": [item["part"] for item in plots.calibrations(evaluation)],
+        "sweep": (evaluation.get("threshold") or {}).get("sweep"),
         "parts": [
             {"name": name, **part, "scores": [*_by_source(part, present), *_by_label(part, present)]}
             for name, part in parts.items()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from html import escape
+import math
 from typing import Any
 
+from rayscan.report import html
+from rayscan.report.plots import block
+
 _FIXED = ("trial", "separation", "rung", "steps", "best_step", "loss", "seconds", "error")
-_STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem}"
-    "table{border-collapse:collapse}td,th{padding:.2rem .7rem;text-align:right;border-bottom:1px solid #ddd}"
-)
+_WIDE = 30.0
+"""Numbers of one sign that span more than this factor are shown on a logarithmic axis."""
 
 
 def sweep_page(rows: list[dict[str, Any]], curve: list[dict[str, Any]]) -> str:
@@ -18,70 +19,49 @@ def sweep_page(rows: list[dict[str, Any]], curve: list[dict[str, Any]]) -> str:
     `rows`: one per trial, best first, with the keys of the table of trials, then one for each varied setting.
     `curve`: trial, step and separation of every validation.
     """
-    from plotly import graph_objects  # slow to import, and only needed here
-
     varied = [name for name in rows[0] if name not in _FIXED]
-    axes = [*varied, "steps", "separation"]
     shown = [row for row in rows if row["separation"] is not None]
-    parallel = graph_objects.Figure(
-        graph_objects.Parcoords(
-            line={
-                "color": [row["separation"] for row in shown],
-                "colorscale": "Viridis",
-                "showscale": True,
-                "colorbar": {"title": "separation"},
-            },
-            dimensions=[_axis(name, [row[name] for row in shown]) for name in axes],
-        ),
-        layout={"margin": {"l": 90, "r": 30, "t": 50, "b": 30}, "height": 420},
-    )
-    over_time = graph_objects.Figure(
-        [
-            graph_objects.Scatter(
-                x=[point["step"] for point in curve if point["trial"] == row["trial"]],
-                y=[point["separation"] for point in curve if point["trial"] == row["trial"]],
-                mode="lines+markers",
-                name=f"trial {row['trial']}",
-                line={"width": 4 if row is rows[0] else 1.5},
-            )
+    payload = {
+        "trials": [{"trial": row["trial"], "separation": row["separation"]} for row in shown],
+        "axes": [_axis(name, [row[name] for row in shown]) for name in (*varied, "steps", "separation")],
+        "curves": [
+            {
+                "trial": row["trial"],
+                "step": [point["step"] for point in curve if point["trial"] == row["trial"]],
+                "separation": [point["separation"] for point in curve if point["trial"] == row["trial"]],
+            }
             for row in shown
         ],
-        layout={
-            "xaxis": {"title": "step"},
-            "yaxis": {"title": "separation of unseen sources (AUROC)"},
-            "height": 460,
-        },
-    )
-    first = parallel.to_html(full_html=False, include_plotlyjs=True)
-    second = over_time.to_html(full_html=False, include_plotlyjs=False)
-    return (
-        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>rayscan sweep</title>"
-        f"<style>{_STYLE}</style><h1>Sweep</h1><p>{len(rows)} trials; the first in the table is the best, "
-        f"trial 0 has the unchanged settings. Separation: probability that two sequences of one source are "
-        f"more alike than two of different sources, on sources that training has not seen.</p>"
-        f"<h2>What the settings did</h2>{first}<h2>Separation over training</h2>{second}"
-        f"<h2>All trials</h2>{_table(rows)}</html>"
+    }
+    cells = [[_text(value) for value in row.values()] for row in rows]
+    return html.page(
+        "sweep.html",
+        ("charts.js", "sweep.js"),
+        block=block(payload),
+        columns=[name.replace("_", " ") for name in rows[0]],
+        rows=cells,
+        failed=len(rows) - len(shown),
     )
 
 
 def _axis(name: str, values: list[Any]) -> dict[str, Any]:
-    """A coordinate: numbers as they are, anything else as evenly spaced marks."""
+    """A coordinate: each value's text and its height from 0 to 1, and the texts along the axis with theirs.
+
+    Numbers stand where they belong, anything else in even steps.
+    """
     if all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
-        return {"label": escape(name), "values": values}
-    texts = [str(v) for v in values]
-    marks = sorted(set(texts))
-    return {
-        "label": escape(name),
-        "values": [marks.index(text) for text in texts],
-        "tickvals": list(range(len(marks))),
-        "ticktext": [escape(mark) for mark in marks],
-    }
-
-
-def _table(rows: list[dict[str, Any]]) -> str:
-    head = "".join(f"<th>{escape(name)}" for name in rows[0])
-    body = "".join(f"<tr>{''.join(f'<td>{escape(_text(value))}' for value in row.values())}" for row in rows)
-    return f"<table><tr>{head}{body}</table>"
+        wide = min(values, default=0) > 0 and max(values) / min(values) > _WIDE
+        numbers = [math.log(v) for v in values] if wide else [float(v) for v in values]
+        low, high = min(numbers, default=0.0), max(numbers, default=0.0)
+        heights = [(v - low) / (high - low) if high > low else 0.5 for v in numbers]
+    else:
+        marks = sorted({str(v) for v in values})
+        heights = [marks.index(str(v)) / max(len(marks) - 1, 1) for v in values]
+    texts = [_text(v) for v in values]
+    at = dict(zip(texts, heights, strict=True))
+    ends = {text: height for text, height in at.items() if height in (0, 1)}
+    shown = list((at if len(at) <= 6 else ends).items())
+    return {"name": name, "heights": heights, "texts": texts, "marks": shown}
 
 
 def _text(value: Any) -> str:

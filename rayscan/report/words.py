@@ -6,6 +6,7 @@ Every function takes None (or NaN), where a value may be missing, and gives a da
 from __future__ import annotations
 
 import math
+from collections import Counter
 from datetime import UTC, datetime
 from typing import Any
 
@@ -136,3 +137,53 @@ def span(first: datetime | None, last: datetime | None) -> str:
     if first is None or last is None:
         return NONE
     return duration(round((last - first).total_seconds() * 1e6))
+
+
+def listed(items: list[str]) -> str:
+    """'a', 'a and b', 'a, b and c'."""
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def network(value: int, length: int) -> str:
+    """'198.51.0.0/16'."""
+    return f"{address(value)}/{length}"
+
+
+def sequence(row: dict[str, Any]) -> str:
+    """What a sequence (a row of schema.SEQUENCES) did, without its source: when, ports, targets, pace."""
+    flows = row["length"]
+    within = f" within {span(row['start'], row['end'])}" if flows > 1 else ""
+    text = f"{count(flows, 'flow')}{within} from {instant(row['start'])}, to {_asked(row)}"
+    targets = {dst for dst in row["dst"] or () if dst >= 0}
+    if targets:
+        text += f", {count(len(targets), 'destination')}"
+    gaps = sorted((row["gap_us"] or ())[1:])
+    if gaps:
+        text += f", usually {duration(gaps[(len(gaps) - 1) // 2])} apart"
+    marks = [f"{TOOLS[name]} on {percent(row[name])}" for name in TOOLS if row[name]]
+    return f"{text}; mark of {listed(marks)} of them" if marks else text
+
+
+def _asked(row: dict[str, Any]) -> str:
+    """'23/tcp (15) and 2323/tcp (1)'; of more than four ports the three commonest."""
+    counts = Counter(zip(row["proto"] or (), row["dst_port"] or (), strict=True)).most_common()
+    counts.sort(key=lambda item: (-item[1], item[0]))
+    if len(counts) == 1:
+        return port(*counts[0][0])
+    named = [f"{port(*key)} ({n})" for key, n in counts[: 3 if len(counts) > 4 else 4]]
+    return f"{number(len(counts))} ports: {', '.join(named)}, …" if len(counts) > 4 else listed(named)
+
+
+def change(row: dict[str, Any]) -> str:
+    """What became of a campaign since the period before, from `event`, `sources` and `sources_before`."""
+    event: str = row["event"]
+    if event != "continued":
+        return {"born": "new", "split": "split off"}.get(event, event)
+    before, now = row["sources_before"], row["sources"]
+    if not before:
+        return event
+    back = "back, " if row["paused"] else ""
+    if now == before:
+        return f"{back}as many"
+    times = now / before
+    return back + (f"× {times:.1f}" if times >= 2 else f"{100 * (times - 1):+.0f}%").replace("-", "−")

@@ -1,7 +1,13 @@
-"""The report of a run: a task summarises each period, the driver writes one HTML file."""
+"""The report of a run: a task summarises each period, the driver writes one HTML file.
+
+The map of a model is drawn once, from a sample of the sequences that are there then, and kept beside the
+model (`map.parquet`). Every later report places its sequences among that sample, so that a campaign is
+found where it was last month. `rayscan train --fresh` makes other vectors, and with them another map.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,20 +21,24 @@ from numpy.typing import NDArray
 
 from rayscan import planning
 from rayscan.captures.origins import SYSTEMS, AsNumbers, MaxMind
+from rayscan.captures.scanners import Scanners
 from rayscan.config import RunConfig, as_yaml
-from rayscan.errors import ConfigError
-from rayscan.evaluation.projection import pca_2d
+from rayscan.errors import ConfigError, DataError
+from rayscan.evaluation import projection
 from rayscan.keys import uniform
 from rayscan.planning import Model, run_file
-from rayscan.progress import track
-from rayscan.report.page import PERIODS, ReportData, render
-from rayscan.report.summary import SUMMARY, activity, origins, usual_port
-from rayscan.stages.lists import HIDDEN, overview, read_whole
+from rayscan.progress import say, track
+from rayscan.report.details import HOUR_US, details, nearest
+from rayscan.report.page import CAMPAIGNS, NEAR, PERIODS, POINTS, ReportData, render
+from rayscan.report.summary import DAY_US, activity, origins, usual_port
+from rayscan.stages.lists import HIDDEN, overview, read_whole, scanners
 from rayscan.stages.session import run_tasks
 from rayscan.stages.similarity import vectors_of
 from rayscan.tables import File, Workspace
 
 _MAP_SEED = 7
+_MAP_SAMPLE = 20_000  # sequences that the map is drawn from
+_STEPS_US = {"day": HOUR_US, "week": 6 * HOUR_US, "month": DAY_US, "all": 7 * DAY_US}
 
 
 @dataclass(frozen=True)
@@ -40,14 +50,16 @@ class _Period:
     sequences: list[File]
     embeddings: list[File]
     clusters: list[File]
+    campaigns: list[File]
 
 
 @dataclass(frozen=True)
-class _Places:
-    """What tells where addresses are; a database is opened by each task, since it cannot travel."""
+class _Asked:
+    """What tasks ask about sources; a MaxMind database is opened by each, since it cannot travel."""
 
     systems: AsNumbers | None
     mmdb: str | None
+    known: Scanners | None
 
 
 @dataclass(frozen=True)
@@ -56,54 +68,67 @@ class _Summary:
 
     facts: dict[str, Any]
     activity: pa.Table
+    details: pa.Table
+    near: pa.Table
     points: pa.Table  # with their vectors
     origins: dict[str, pa.Table]
 
 
-def run(workspace: Workspace, config: RunConfig, model: Model, made_from: str) -> dict[str, Any]:
-    """Write `report.html`, then `report.json`, which says what it was made from."""
-    periods = _periods(workspace, config, model)
+def run(
+    workspace: Workspace, config: RunConfig, model: Model, made_from: str, only: str | None = None
+) -> dict[str, Any]:
+    """Write `report.html`, then `report.json`, which says what it was made from.
+
+    With `only`, of that period alone, as `report-PERIOD.html`. Raises ConfigError where there is none such.
+    """
+    periods = _periods(workspace, config, model, only)
     total = sum(file.rows for period in periods for file in period.embeddings)
     share = min(1.0, config.report.max_points / max(total, 1))
+    step_us = _STEPS_US[str((workspace.facts() or {})["period"])]
 
-    places = _places(workspace, config)
-
-    def work(period: _Period, places: _Places | None = None) -> _Summary:
-        return _summarise(workspace, period, share, places)
+    def work(period: _Period, asked: _Asked) -> _Summary:
+        return _summarise(workspace, config, period, share, step_us, asked)
 
     summaries = []
     with track("report", len(periods), "periods") as advance:
-        for period, summary in run_tasks(work, periods, ordered=True, shared=places):
+        for period, summary in run_tasks(work, periods, ordered=True, shared=_asked(workspace, config)):
             summaries.append(summary)
             advance(1, period.name)
-    page = render(_data(workspace, config, model, summaries))
+    page = render(_data(workspace, config, model, summaries, step_us))
     html = page.encode()
-    workspace.write_bytes(run_file(config, "report.html"), html)
+    name = planning.report_name(only)
+    workspace.write_bytes(run_file(config, f"{name}.html"), html)
     facts = {"made_from": made_from, "config_hash": planning.config_hash(config), "bytes": len(html)}
-    workspace.write_json(run_file(config, "report.json"), facts)
+    workspace.write_json(run_file(config, f"{name}.json"), facts)
     return {"periods": len(periods), "megabytes": round(len(html) / 1e6, 1)}
 
 
-def _periods(workspace: Workspace, config: RunConfig, model: Model) -> list[_Period]:
+def _periods(workspace: Workspace, config: RunConfig, model: Model, only: str | None) -> list[_Period]:
     where: dict[str, dict[str, str]] = {
         "flows": {},
         "sequences": {},
         "embeddings": {"model": model.id},
         "clusters": {"run": config.run},
+        "campaigns": {"run": config.run},
     }
     found: dict[str, dict[str, list[File]]] = {}
     for table, key in where.items():
         for file in workspace.table(table).files(key):
             empty: dict[str, list[File]] = {name: [] for name in where}
             found.setdefault(file.key["period"], empty)[table].append(file)
-    return [_Period(name, **found[name]) for name in sorted(found)]
+    if only is not None and only not in found:
+        raise ConfigError(f"{workspace.uri} has no period {only}; there are {', '.join(sorted(found))}")
+    return [_Period(name, **found[name]) for name in sorted(found) if only in (None, name)]
 
 
-def _summarise(workspace: Workspace, period: _Period, share: float, places: _Places | None) -> _Summary:
+def _summarise(
+    workspace: Workspace, config: RunConfig, period: _Period, share: float, step_us: int, asked: _Asked
+) -> _Summary:
     sequences = workspace.table("sequences").read_files(period.sequences)
     clusters = workspace.table("clusters").read_files(period.clusters)
     src = workspace.table("flows").read_files(period.flows, ("src",))["src"]
     in_sequences = pc.sum(sequences["length"]).as_py() or 0
+    limit = config.report.max_clusters
     facts = {
         "period": period.name,
         "flows": len(src),
@@ -111,47 +136,69 @@ def _summarise(workspace: Workspace, period: _Period, share: float, places: _Pla
         "sequences": sequences.num_rows,
         "dropped_flows": len(src) - in_sequences,
     }
+    found = details(sequences, clusters, period.name, limit)
     return _Summary(
         facts,
-        activity(sequences, clusters, period.name),
-        _points(workspace, period, sequences, clusters, share),
-        {title: origins(clusters, period.name, names) for title, names in _namers(places).items()},
+        activity(sequences, clusters, period.name, top=limit, step_us=step_us),
+        found,
+        _near(workspace, period, found["cluster"]),
+        _points(workspace, period, sequences, clusters, share, asked.known),
+        {title: origins(clusters, period.name, names) for title, names in _namers(asked).items()},
     )
 
 
-def _places(workspace: Workspace, config: RunConfig) -> _Places | None:
-    """What report.pfx2as and report.mmdb name. Raises before any work where they cannot be used."""
+def _near(workspace: Workspace, period: _Period, shown: pa.ChunkedArray) -> pa.Table:
+    """The nearest others of each cluster that is shown, columns as in NEAR."""
+    rows = workspace.table("campaigns").read_files(period.campaigns, ("cluster", "feature_sum", "size"))
+    rows = rows.filter(pc.is_in(rows["cluster"], value_set=shown.combine_chunks())).sort_by("cluster")
+    if not rows.num_rows:
+        return NEAR.empty_table()
+    sums = rows["feature_sum"].combine_chunks().flatten().to_numpy().reshape(rows.num_rows, -1)
+    found = nearest(rows["cluster"].to_numpy(), sums, rows["size"].to_numpy().astype(float))
+    columns = {"period": [period.name] * len(found), "cluster": rows["cluster"], "near": found}
+    return pa.table(columns, schema=NEAR)
+
+
+def _asked(workspace: Workspace, config: RunConfig) -> _Asked:
+    """The scanner lists, report.pfx2as and report.mmdb. Raises before any work where they cannot be used."""
     given = config.report
-    if given.pfx2as is None and given.mmdb is None:
-        return None
-    if workspace.addresses != "raw":
+    named = given.pfx2as is not None or given.mmdb is not None
+    if named and workspace.addresses != "raw":
         raise ConfigError(f"report.pfx2as and report.mmdb: {HIDDEN}")
     systems = None if given.pfx2as is None else AsNumbers(read_whole(given.pfx2as), given.pfx2as)
-    found = _Places(systems, given.mmdb)
+    found = _Asked(systems, given.mmdb, scanners(workspace, config))
     _namers(found)
     return found
 
 
-def _namers(places: _Places | None) -> dict[str, Callable[[NDArray[np.int64]], pa.Array]]:
+def _namers(asked: _Asked) -> dict[str, Callable[[NDArray[np.int64]], pa.Array]]:
     """What names addresses, by the title of the names."""
     found: dict[str, Callable[[NDArray[np.int64]], pa.Array]] = {}
-    if places is not None and places.mmdb is not None:
-        database = MaxMind(places.mmdb)
+    if asked.mmdb is not None:
+        database = MaxMind(asked.mmdb)
         found[database.title] = database
-    if places is not None and places.systems is not None:
-        found[SYSTEMS] = places.systems
+    if asked.systems is not None:
+        found[SYSTEMS] = asked.systems
     return found
 
 
 def _points(
-    workspace: Workspace, period: _Period, sequences: pa.Table, clusters: pa.Table, share: float
+    workspace: Workspace,
+    period: _Period,
+    sequences: pa.Table,
+    clusters: pa.Table,
+    share: float,
+    known: Scanners | None,
 ) -> pa.Table:
     """A seeded share of the period's sequences with vector, cluster and what colours them."""
     embedded = workspace.table("embeddings").read_files(period.embeddings, ("sequence_id", "vector"))
     embedded = _thin(embedded, share)
     sequences = _thin(sequences, share)
-    rows = sequences.select(["sequence_id", "src", "label"])
-    rows = rows.append_column("port", usual_port(sequences))
+    organisation = (
+        pa.nulls(sequences.num_rows, pa.string()) if known is None else known.known(sequences).organisation
+    )
+    rows = sequences.select(["sequence_id", "src", "start", "label"])
+    rows = rows.append_column("port", usual_port(sequences)).append_column("scanner", organisation)
     rows = rows.join(embedded.drop_columns(["vector"]), "sequence_id", join_type="inner")
     rows = rows.join(clusters.select(["sequence_id", "cluster"]), "sequence_id", join_type="left outer")
     rows = rows.sort_by("sequence_id").append_column(
@@ -166,9 +213,11 @@ def _thin(table: pa.Table, share: float) -> pa.Table:
     return table.filter(pa.array(chosen))
 
 
-def _data(workspace: Workspace, config: RunConfig, model: Model, summaries: list[_Summary]) -> ReportData:
+def _data(
+    workspace: Workspace, config: RunConfig, model: Model, summaries: list[_Summary], step_us: int
+) -> ReportData:
     evaluation = workspace.read_json(run_file(config, "evaluation.json"))
-    campaigns = workspace.table("campaigns").read({"run": config.run}, [*SUMMARY.names, "campaign", "event"])
+    points, drawn_from = _map(workspace, config, model, _stack(summary.points for summary in summaries))
     return ReportData(
         title=config.report.title,
         generated=datetime.now(UTC),
@@ -179,12 +228,16 @@ def _data(workspace: Workspace, config: RunConfig, model: Model, summaries: list
         captures=workspace.table("captures").read(),
         rejects=workspace.table("rejects").read(),
         periods=pa.Table.from_pylist([summary.facts for summary in summaries], PERIODS),
-        clusters=campaigns.filter(pc.is_valid(campaigns["cluster"])),
+        campaigns=workspace.table("campaigns").read({"run": config.run}, CAMPAIGNS.names),
         activity=_stack(summary.activity for summary in summaries),
+        details=_stack(summary.details for summary in summaries),
+        near=_stack(summary.near for summary in summaries),
         evaluation=evaluation,
         training=_curve(workspace, model),
         threshold=(evaluation or {}).get("threshold", {}),
-        points=_map(_stack(summary.points for summary in summaries)),
+        points=points,
+        drawn_from=drawn_from,
+        step_us=step_us,
         show_sources=config.report.show_sources,
         max_clusters=config.report.max_clusters,
         lists=None if workspace.addresses != "raw" else overview(workspace),
@@ -208,11 +261,72 @@ def _stack(tables: Iterable[pa.Table]) -> pa.Table:
     return pa.concat_tables(list(tables), promote_options="permissive")
 
 
-def _map(points: pa.Table) -> pa.Table:
-    """The points with x and y in place of their vectors."""
-    place = pca_2d(vectors_of(points), _MAP_SEED) if points.num_rows > 1 else np.zeros((points.num_rows, 2))
-    return (
-        points.drop_columns(["vector", "sequence_id"])
-        .append_column("x", pa.array(place[:, 0], pa.float32()))
-        .append_column("y", pa.array(place[:, 1], pa.float32()))
-    )
+# ---------------------------------------------------------------------------------------------
+# The map
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """The sample that a model's map was drawn from."""
+
+    ids: NDArray[np.int64]  # ascending
+    vectors: NDArray[np.float32]
+    places: NDArray[np.float32]
+    periods: list[str]
+
+
+def _map(
+    workspace: Workspace, config: RunConfig, model: Model, points: pa.Table
+) -> tuple[pa.Table | None, list[str]]:
+    """The points with places in place of their vectors, columns as in POINTS; the periods of the map."""
+    if not points.num_rows:
+        return None, []
+    drawn = _stored(workspace, model) or _draw(workspace, config, model)
+    ids, vectors = points["sequence_id"].to_numpy(), vectors_of(points)
+    places, alike = projection.place(vectors, drawn.vectors, drawn.places)
+    at = np.minimum(np.searchsorted(drawn.ids, ids), len(drawn.ids) - 1)
+    same = drawn.ids[at] == ids
+    places[same] = drawn.places[at[same]]
+    evaluation = workspace.read_json(run_file(config, "evaluation.json")) or {}
+    threshold = (evaluation.get("threshold") or {}).get("value")
+    strange = alike < (-1.0 if threshold is None else threshold)
+    table = points.drop_columns(["vector", "sequence_id"])
+    for name, column in (("x", places[:, 0]), ("y", places[:, 1]), ("strange", strange & ~same)):
+        table = table.append_column(name, pa.array(column))
+    return table.select(POINTS.names).cast(POINTS), drawn.periods
+
+
+def _stored(workspace: Workspace, model: Model) -> _Drawn | None:
+    """The map that was kept, if it was drawn from vectors of this very model."""
+    try:
+        table = pq.read_table(pa.BufferReader(workspace.read_bytes(f"{model.folder}/map.parquet")))
+    except FileNotFoundError:
+        return None
+    facts = json.loads(table.schema.metadata[b"rayscan"])
+    if facts["weights"] != model.weights:
+        return None
+    places = np.stack([table[name].to_numpy() for name in ("x", "y")], axis=1)
+    return _Drawn(table["sequence_id"].to_numpy(), vectors_of(table), places, facts["periods"])
+
+
+def _draw(workspace: Workspace, config: RunConfig, model: Model) -> _Drawn:
+    """Draw the model's map from a seeded sample of everything embedded, and keep it."""
+    table = workspace.table("embeddings")
+    files = table.files({"model": model.id})
+    share = min(1.0, _MAP_SAMPLE / max(sum(file.rows for file in files), 1))
+    parts = [_thin(table.read_files([file], ("sequence_id", "vector")), share) for file in files]
+    sample = pa.concat_tables(parts).sort_by("sequence_id")
+    if not sample.num_rows:
+        raise DataError("no sequence is embedded yet; run `rayscan embed` first")
+    vectors = vectors_of(sample)
+    say(f"report: drawing the map of {len(vectors):,} sequences")
+    places = projection.draw(vectors, _MAP_SEED)
+    periods = sorted({file.key["period"] for file in files})
+    facts = json.dumps({"weights": model.weights, "periods": periods})
+    for name, column in (("x", places[:, 0]), ("y", places[:, 1])):
+        sample = sample.append_column(name, pa.array(column))
+    sink = pa.BufferOutputStream()
+    pq.write_table(sample.replace_schema_metadata({"rayscan": facts}), sink, compression="zstd")
+    workspace.write_bytes(f"{model.folder}/map.parquet", sink.getvalue().to_pybytes())
+    return _Drawn(sample["sequence_id"].to_numpy(), vectors, places, periods)

@@ -22,6 +22,7 @@ FLAGS = (
     "--headless",
     "--no-sandbox",
     "--disable-gpu",
+    "--enable-unsafe-swiftshader",  # WebGL by software, without a warning
     "--disable-dev-shm-usage",
     "--disable-background-networking",
     "--disable-component-update",
@@ -84,11 +85,13 @@ class Chromium:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self._call("Emulation.setEmulatedMedia", {"media": media, "features": [scheme]})
 
-    def open(self, page: Path) -> None:
-        """Load a file and wait until it is loaded."""
+    def open(self, page: Path, before: str = "") -> None:
+        """Load a file and wait until it is loaded. `before` runs ahead of the page's own scripts."""
         self.problems, self.requests, self._events = [], [], []
+        script = self._call("Page.addScriptToEvaluateOnNewDocument", {"source": before})
         self._call("Page.navigate", {"url": page.resolve().as_uri()})
         self._loop.run_until_complete(self._until("Page.loadEventFired"))
+        self._call("Page.removeScriptToEvaluateOnNewDocument", script)
 
     def ask(self, expression: str) -> Any:
         """Value of a JavaScript expression (awaited if it is a promise), as JSON brings it over."""
@@ -161,7 +164,10 @@ class Chromium:
         elif event == "Runtime.consoleAPICalled" and params["type"] in ("error", "warning", "assert"):
             self.problems.append(" ".join(str(a.get("value", a.get("description"))) for a in params["args"]))
         elif event == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
-            self.problems.append(params["entry"]["text"])
+            if (
+                "GL Driver Message (OpenGL, Performance" not in params["entry"]["text"]
+            ):  # of reading pixels back
+                self.problems.append(params["entry"]["text"])
         elif event == "Network.requestWillBeSent":
             self.requests.append(params["request"]["url"])
 
