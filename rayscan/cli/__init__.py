@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 import rayscan
-from rayscan.cli import captures, cluster, methods, scanners, settings, stages, workspace
+from rayscan.cli import captures, cluster, methods, scanners, settings, show, stages, workspace
 from rayscan.cli.options import EPILOG
 from rayscan.errors import STOPPED, RayscanError
 
@@ -66,6 +66,8 @@ for command in (
     stages.evaluate,
     methods.compare,
     stages.report,
+    show.show_group,
+    show.export,
     methods.clan,
     workspace.status,
     workspace.vacuum,
