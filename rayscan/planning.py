@@ -273,11 +273,18 @@ def embed_units(workspace: Workspace, model: Model) -> list[Unit]:
 
 
 def cluster_units(workspace: Workspace, config: RunConfig, model: Model) -> list[Unit]:
-    """One unit a period. With threshold `auto` the threshold follows from the model and its calibration."""
+    """One unit a period."""
     files = workspace.table("embeddings").files({"model": model.id})
     groups = _group(files, ("period",), (("run", config.run),))
     groups = _with_old_keys(workspace, "clusters", groups, {"run": config.run})
-    return _units(workspace, "clusters", groups, digest(config.cluster), model.weights)
+    threshold = calibration_version(config, model) if config.cluster.threshold == "auto" else model.weights
+    return _units(workspace, "clusters", groups, digest(config.cluster), threshold)
+
+
+def calibration_version(config: RunConfig, model: Model) -> str:
+    """What a threshold `auto` rests on: the model, and how its validation sequences are sampled."""
+    sampling = (config.evaluate.max_sequences, config.evaluate.max_sequences_per_source, config.evaluate.seed)
+    return digest(config.cluster.prior, config.split, *sampling, model.weights)
 
 
 def scanner_version(workspace: Workspace, config: RunConfig) -> str:

@@ -17,8 +17,9 @@ from rayscan import schema
 from rayscan.clustering import canonical, objective, solve
 from rayscan.config import RunConfig, load
 from rayscan.errors import ConfigError, DataError
-from rayscan.planning import Model, Unit
+from rayscan.planning import Model, Unit, calibration_version
 from rayscan.stages import cluster
+from rayscan.stages.campaigns import _sums
 from rayscan.tables import CommitInfo, File, Table, Workspace
 
 pytestmark = pytest.mark.ray
@@ -143,8 +144,23 @@ def test_rounds_that_were_cut_short_are_told(
 ) -> None:
     workspace = fresh(tmp_path)
     run(workspace, embed(workspace, PERIODS[:1]), settings("cluster.max_rounds=0"))
-    told = "2024-01 stopped after cluster.max_rounds = 0; no round has compared"
+    told = "2024-01 stopped after 0 rounds; none has compared the rows with all clusters (cluster.max_rounds)"
     assert told in capsys.readouterr().err
+
+
+def test_sums_of_campaigns_leave_out_what_was_embedded_later(tmp_path: Path) -> None:
+    workspace = fresh(tmp_path)
+    (unit,) = embed(workspace, PERIODS[:1])
+    ids, labels = np.arange(0, ROWS - 50, 2), np.zeros(ROWS // 2 - 25, np.int64)
+    sums, sizes = _sums(workspace, unit.files, ids, labels, 2)
+    assert sizes.tolist() == [len(ids), 0]
+    assert sums[0] == pytest.approx(points(0)[ids].sum(0), rel=1e-5)
+
+
+def test_a_calibrated_threshold_rests_on_the_sample_alone() -> None:
+    first = calibration_version(settings(), MODEL)
+    assert calibration_version(settings("evaluate.bootstrap=7"), MODEL) == first
+    assert calibration_version(settings("evaluate.max_sequences=77"), MODEL) != first
 
 
 def test_more_cpus_than_there_are_is_an_error_and_no_endless_wait(ray_session: None, tmp_path: Path) -> None:

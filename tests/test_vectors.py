@@ -138,6 +138,17 @@ def test_many_vectors_are_solved_in_blocks(monkeypatch: pytest.MonkeyPatch) -> N
     assert np.array_equal(found.labels, canonical(found.labels))
     assert found.objective == pytest.approx(objective(points, found.labels, 0.4))
     assert found.objective >= 0.98 * whole.objective
+    ordered = np.argsort(whole.labels, kind="stable")  # sorted files must not make blocks of similar rows
+    (again,) = partitions(points[ordered], [0.4])
+    assert np.array_equal(again.labels, canonical(found.labels[ordered]))
+
+
+def test_columns_of_one_name_are_refused_before_any_work(points: np.ndarray, tmp_path: Path) -> None:
+    rows = table(points, pa.list_(pa.float32())).append_column("src", pa.array(np.arange(len(points))))
+    pq.write_table(rows, tmp_path / "v.parquet")
+    result = rayscan(tmp_path / "v.parquet", "--threshold", 0.4)
+    assert result.exit_code == 1
+    assert "has more than one column `src`; rename one" in result.stderr
 
 
 def test_auto_learns_from_a_column(points: np.ndarray, tmp_path: Path) -> None:
@@ -252,6 +263,7 @@ def test_a_failed_write_leaves_nothing(points: np.ndarray, tmp_path: Path) -> No
         (["v.npy", "--set", "cluster.seed=1"], "--set is for a workspace"),
         (["v.npy", "--dry-run"], "--dry-run is for a workspace"),
         (["v.npy", "--threshold", 0.4, "--address", "auto"], "--address is for --sweep"),
+        (["v.npy", "--threshold", 0.4, "--group", "src"], "--group is for --threshold auto"),
         (["-w", "ws", "--threshold", 0.4], "--threshold is for VECTORS"),
         (["-w", "ws", "--out", "labels"], "--out is for VECTORS"),
     ],

@@ -41,7 +41,9 @@ def cluster(vectors: Path | None, **options: Any) -> None:
         _refuse(_OF_WORKSPACE, "is for a workspace, not for VECTORS")
         if of_file["sweep"] is not None:
             _refuse(("threshold",), "and --sweep exclude each other")
-        else:
+        if of_file["sweep"] is not None or of_file["threshold"] != "auto":
+            _refuse(("group",), "is for --threshold auto")
+        if of_file["sweep"] is None:
             _refuse(("address",), "is for --sweep; one threshold is solved in this process")
         _cluster_file(vectors, as_json=options["as_json"], address=options["address"], **of_file)
     elif options["workspace"] is None:

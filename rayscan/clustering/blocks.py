@@ -27,12 +27,10 @@ from numpy.typing import NDArray
 
 from rayscan.clustering.moves import (
     NEW,
-    NO_CUT,
     Clusters,
     Scorer,
     apply,
     best_others,
-    heaviest,
     propose,
     touched,
 )
@@ -52,6 +50,9 @@ from rayscan.clustering.splitting import LIFTS, tighter_parts
 
 HEAVY_CLUSTERS = 4096
 """Clusters that are compared with rows before the last rounds, and with parts at all."""
+
+LEAST_SHARE = 1e-5
+"""Of the objective: a round that gains no more is the last."""
 
 Load = Callable[[int], NDArray[np.floating[Any]]]
 Map = Callable[[Callable[[Any, Any], Any], Sequence[Any], Any], Iterable[Any]]
@@ -75,6 +76,14 @@ class Solution:
     clusters: Clusters
     rounds: int
     left: float
+
+    def stopped(self, least_gain: float = LEAST_SHARE) -> str:
+        """How far it is from the end, in words; "" if rounds ended by themselves."""
+        if self.left <= least_gain:
+            return ""
+        if math.isnan(self.left):
+            return f"stopped after {self.rounds} rounds; none has compared the rows with all clusters"
+        return f"stopped after {self.rounds} rounds; the last still raised the objective by {self.left:.3%}"
 
 
 def solve_block(vectors: Floats, threshold: float, seed: int = 0) -> tuple[I64, F64, F64]:
@@ -105,8 +114,7 @@ def weights(vectors: Floats, labels: I64, clusters: Clusters, threshold: float) 
     points = check_embeddings(vectors)
     own = _weight(points, labels, clusters, threshold) + threshold
     own -= np.einsum("ij,ij->i", points, points, dtype=np.float64)
-    cut = heaviest(clusters, threshold, HEAVY_CLUSTERS)
-    _, target = best_others(points, labels, Scorer(clusters, threshold, cut=cut))
+    _, target = best_others(points, labels, Scorer(clusters, threshold, most=HEAVY_CLUSTERS))
     best = _weight(points, np.maximum(target, 0), clusters, threshold) if len(clusters) else own
     return own, np.where(target == NEW, np.nan, best)
 
@@ -123,7 +131,7 @@ def solve_blocked(
     *,
     seed: int = 0,
     max_rounds: int = 20,
-    least_gain: float = 1e-5,
+    least_gain: float = LEAST_SHARE,
     map: Map = serial_map,
     mover_bytes: int = 512 << 20,
 ) -> Solution:
@@ -131,8 +139,10 @@ def solve_blocked(
 
     `load_block(i)` returns the unit vectors (B_i, d) of block i, always in the same order; tasks call it,
     so it must be picklable where `map` runs them elsewhere. Blocks of 10,000 to 100,000 rows suit most
-    machines. The calling process holds 16 bytes for each row, the sums of the clusters, and at most about
-    `mover_bytes` of rows that want to move, twice while they are put together. There are at most `max_rounds`
+    machines. The calling process holds some 40 bytes for each row, the sums of the clusters several times
+    over, and at most about `mover_bytes` of rows that want to move, twice while they are put together. So
+    memory follows the number of clusters: where the threshold leaves most rows alone, their sums are the rows
+    themselves in float64. There are at most `max_rounds`
     passes over all rows after merging. Rounds over all clusters end with one that raised the objective by no
     more than a share of `least_gain`.
     """
@@ -141,18 +151,17 @@ def solve_blocked(
     most = max(1, mover_bytes // max(1, n_blocks * 4 * run.clusters.sums.shape[1]))
     step = partial(_round, run, load_block, threshold, most, map)
     rounds, left = 0, math.nan if len(run.clusters) else 0.0
-    heavy = heaviest(run.clusters, threshold, HEAVY_CLUSTERS)
-    phases = [(None, heavy), *((lift, heavy) for lift in LIFTS), (None, NO_CUT)]
-    for i, (lift, cut) in enumerate(phases):
+    phases = [(None, HEAVY_CLUSTERS), *((lift, HEAVY_CLUSTERS) for lift in LIFTS), (None, None)]
+    for i, (lift, heavy) in enumerate(phases):
         share = -(-(max_rounds - rounds) // (len(phases) - i))  # of the rounds left, evenly
         if lift is not None and share > 1:
-            step(lift, cut)
+            step(lift, heavy)
             _join_clusters(run, threshold)
             rounds, share = rounds + 1, share - 1
         for _ in range(share):
             rounds += 1
-            gained = step(None, cut)
-            left = gained if cut == NO_CUT else left
+            gained = step(None, heavy)
+            left = gained if heavy is None else left
             if gained <= least_gain:
                 break
     return _solution(run, rounds, left)
@@ -212,10 +221,10 @@ def _round(
     most: int,
     map: Map,
     lift: float | None,
-    cut: np.float32,
+    heavy: int | None,
 ) -> float:
     """One pass over all rows, or with `lift` over parts of clusters; the share of the objective gained."""
-    scorer = Scorer(run.clusters, threshold, run.changed if lift is None else None, cut)
+    scorer = Scorer(run.clusters, threshold, run.changed if lift is None else None, heavy)
     task: Any = partial(_rows_task, load_block, most)
     if lift is not None:  # sums of parts are float64, rows float32
         task = partial(_parts_task, load_block, threshold + lift, max(1, most // 2))

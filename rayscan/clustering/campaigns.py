@@ -32,6 +32,8 @@ from rayscan.errors import DataError
 
 Event = Literal["born", "continued", "split", "merged", "gone"]
 
+_CELLS = 1 << 22  # weights that are formed at a time: 100 MB with what sorts them
+
 CANDIDATES = 8
 """Counterparts that a campaign or cluster can be assigned to: those of largest positive weight."""
 
@@ -119,10 +121,11 @@ def _strongest(left: F64, m: F64, right: F64, n: F64, threshold: float) -> tuple
     """Pairs (left, right) of the CANDIDATES largest weights of each left one."""
     most = min(CANDIDATES, len(right))
     best = np.empty((len(left), most), np.int64)
-    for start in range(0, len(left), 1024):
-        part = slice(start, start + 1024)
-        weights = left[part] @ right.T - threshold * m[part, None] * n
-        best[part] = np.argpartition(-weights, most - 1, axis=1)[:, :most]
+    step = max(1, _CELLS // max(len(right), 1))
+    for start in range(0, len(left), step):
+        part = slice(start, start + step)
+        losses = threshold * m[part, None] * n - left[part] @ right.T
+        best[part] = np.argpartition(losses, most - 1, axis=1)[:, :most]
     return np.repeat(np.arange(len(left)), most), best.ravel()
 
 

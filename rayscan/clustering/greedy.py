@@ -21,6 +21,8 @@ import numpy as np
 from rayscan.clustering.objective import F32, F64, I64, Floats
 
 _TILE = 1024
+_AT_A_TIME = 1 << 16
+"""Pairs that are computed again: where rows are equal, all pairs lie inside the margin."""
 
 
 def greedy_contraction(sums: Floats, sizes: F64, threshold: float) -> I64:
@@ -31,9 +33,9 @@ def greedy_contraction(sums: Floats, sizes: F64, threshold: float) -> I64:
     """
     table = _Table(sums, sizes, threshold)
     queue: list[tuple[float, int, int, int, int, int]] = []
-    for start in range(0, len(sums), _TILE):
-        for entry in table.entries(np.arange(start, min(start + _TILE, len(sums)))):
-            queue.append(entry)
+    tile = max(1, min(_TILE, (1 << 22) // max(len(sums), 1)))
+    for start in range(0, len(sums), tile):
+        queue += table.entries(np.arange(start, min(start + tile, len(sums))))
     heapq.heapify(queue)
     parent = np.arange(len(sums))
     while queue:
@@ -96,8 +98,8 @@ class _Table:
         margin = self._margin(rows)
         near = scores + margin >= np.maximum((scores - margin).max(axis=1), 0)[:, None]
         r, c = np.nonzero(near)
-        weight = np.einsum("ij,ij->i", self.sums[rows[r]], self.sums[c])
-        weight -= self.threshold * self.sizes[rows[r]] * self.sizes[c]
+        parts = [slice(start, start + _AT_A_TIME) for start in range(0, len(r), _AT_A_TIME)]
+        weight = np.concatenate([np.empty(0), *(self._weights(rows[r[part]], c[part]) for part in parts)])
         mine, other = clusters[r], self.ids[c]
         first, second = np.minimum(mine, other), np.maximum(mine, other)
         order = np.lexsort((second, first, -weight, r))
@@ -105,6 +107,12 @@ class _Table:
         best = order[np.flatnonzero(np.diff(r[order], prepend=-1))]
         columns = (-weight, first, second, mine, self.age[first], self.age[second])
         return list(zip(*(column[best].tolist() for column in columns), strict=True))
+
+    def _weights(self, a: I64, b: I64) -> F64:
+        """Joint weights of pairs of positions, in float64."""
+        weights: F64 = np.einsum("ij,ij->i", self.sums[a], self.sums[b])
+        weights -= self.threshold * self.sizes[a] * self.sizes[b]
+        return weights
 
     def _margin(self, rows: I64) -> F32:
         """By how much a float32 score may be wrong: rounding of d + 1 products and of both factors."""

@@ -31,10 +31,8 @@ NEW = -1
 """Target of a move into a cluster of its own."""
 
 LEAST_GAIN = 1e-6
-"""Moves that gain less are not made: far above float64 rounding of sums of millions, far below any use."""
-
-NO_CUT = NEVER
-"""The `cut` of a Scorer that leaves all clusters."""
+"""Moves that gain less are not made: far below any use, and far above float64 rounding for single points. For
+super-nodes of millions, whose weights reach 10¹², monotony holds to float64 rounding of these."""
 
 
 @dataclass(frozen=True)
@@ -71,19 +69,13 @@ def most_for_a_point(clusters: Clusters, threshold: float) -> F32:
     return bound
 
 
-def heaviest(clusters: Clusters, threshold: float, most: int) -> np.float32:
-    """The `cut` of a Scorer that leaves `most` clusters, or less where bounds are equal."""
-    bound = most_for_a_point(clusters, threshold)
-    return np.partition(bound, -most - 1)[-most - 1] if most < len(bound) else NO_CUT
-
-
 class Scorer:
     """Clusters prepared for being compared with many nodes: built once per round, used for every block.
 
     `changed` (K,) marks clusters that gained or lost a node since the memories that come with the nodes were
-    written; all of them if there are no memories yet. With `cut`, nodes are only compared with clusters
-    where a point could score more than that, the heavy ones; what is remembered still bounds all scores
-    from above, so that a later scorer without `cut` finds what was left out.
+    written; all of them if there are no memories yet. With `most`, nodes are only compared with so many
+    clusters, the heavy ones, where a point could score more than with any other; what is remembered still
+    bounds all scores from above, so that a later scorer without `most` finds what was left out.
     """
 
     def __init__(
@@ -91,29 +83,32 @@ class Scorer:
         clusters: Clusters,
         threshold: float,
         changed: NDArray[np.bool_] | None = None,
-        cut: np.float32 = NO_CUT,
+        most: int | None = None,
     ) -> None:
         self.threshold = threshold
         self.sums = clusters.sums.astype(np.float32)
         self.sizes = clusters.sizes
-        self.cut = cut
         self.changed = np.ones(len(clusters), bool) if changed is None else changed
         bound = most_for_a_point(clusters, threshold)
-        held = clusters.sizes > 0
-        self.moved = _Columns(self, np.flatnonzero(held & self.changed), bound)
-        self.still = _Columns(self, np.flatnonzero(held & ~self.changed), bound)
+        held = np.flatnonzero(clusters.sizes > 0)
+        ranked = held[np.argsort(-bound[held], kind="stable")]
+        self.cut = NEVER if most is None or most >= len(ranked) else bound[ranked[most]]
+        """No point scores more with a cluster that is left out."""
+        changed = self.changed[ranked]
+        kept = np.arange(len(ranked)) < (len(ranked) if most is None else most)
+        self.moved = _Columns(self, ranked[changed & kept], bound, bool((changed & ~kept).any()))
+        self.still = _Columns(self, ranked[~changed & kept], bound, bool((~changed & ~kept).any()))
 
 
 class _Columns:
-    """Those of some clusters that are above the cut, in falling order of the bound on a point's score.
+    """Some clusters in falling order of the bound on a point's score, and whether others were `left_out`.
 
-    `bound` (C + 1,) ends with the bound on the clusters left out.
+    `bound` (C + 1,) ends with the bound on those.
     """
 
-    def __init__(self, scorer: Scorer, ids: I64, bound: F32) -> None:
-        kept = ids[bound[ids] > scorer.cut]
-        self.ids = kept[np.argsort(-bound[kept], kind="stable")]
-        self.bound = np.append(bound[self.ids], scorer.cut if len(kept) < len(ids) else NEVER)
+    def __init__(self, scorer: Scorer, ids: I64, bound: F32, left_out: bool) -> None:
+        self.ids = ids
+        self.bound = np.append(bound[ids], scorer.cut if left_out else NEVER)
         self.rising = -self.bound[:-1]
         bias = (-scorer.threshold * scorer.sizes[self.ids, None]).astype(np.float32)
         self.matrix = np.concatenate([scorer.sums[self.ids], bias], axis=1)

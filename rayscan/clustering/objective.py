@@ -30,6 +30,9 @@ UNIT_TOLERANCE = 1e-2
 """How far a norm may be from 1; vectors that went through bfloat16 or were quantised stay inside."""
 
 
+_ROWS = 1 << 16  # normalised at a time
+
+
 def check_embeddings(embeddings: ArrayLike, *, normalise: bool = False) -> F32:
     """The embeddings as contiguous float32 (N, d), checked: two axes, finite, of length 1.
 
@@ -39,19 +42,22 @@ def check_embeddings(embeddings: ArrayLike, *, normalise: bool = False) -> F32:
     vectors = np.asarray(embeddings)
     if vectors.ndim != 2:
         raise DataError(f"embeddings must have shape (sequences, dimensions), not {vectors.shape}")
-    if vectors.dtype != np.float32:
-        if vectors.dtype.kind not in "fiu":
-            raise DataError(f"embeddings must be numbers, not {vectors.dtype}")
-        vectors = vectors.astype(np.float32)
-    norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
+    if vectors.dtype.kind not in "fiu":
+        raise DataError(f"embeddings must be numbers, not {vectors.dtype}")
+    with np.errstate(over="ignore"):
+        norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
     _refuse_first(~np.isfinite(norms), "is not finite (NaN or infinity): embed it again or leave it out")
     if normalise:
         _refuse_first(norms == 0, "has length 0 and cannot be normalised: leave it out")
-        return np.ascontiguousarray(vectors / norms[:, None].astype(np.float32))
+        unit = np.empty(vectors.shape, np.float32)
+        for start in range(0, len(unit), _ROWS):  # in float64, which holds lengths that float32 does not
+            part = slice(start, start + _ROWS)
+            unit[part] = vectors[part] / norms[part, None]
+        return unit
     off = np.abs(norms - 1) > UNIT_TOLERANCE
     if off.any():
         _refuse_first(off, f"has length {norms[off][0]:.4g}, not 1: normalise it if that is meant")
-    return np.ascontiguousarray(vectors)
+    return np.ascontiguousarray(vectors, np.float32)
 
 
 def _refuse_first(bad: NDArray[np.bool_], what: str) -> None:

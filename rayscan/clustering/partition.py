@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rayscan.clustering.moves import NO_CUT, Clusters, Scorer, apply, heaviest, propose, touched
+from rayscan.clustering.moves import Clusters, Scorer, apply, propose, touched
 from rayscan.clustering.objective import F32, F64, I64, Floats
 
 
@@ -44,12 +44,11 @@ class Partition:
     def improve(self, max_rounds: int = 1000, most: int | None = None) -> float:
         """Rounds of moves until none gains; returns the objective gained.
 
-        With `most`, nodes only move to so many clusters, the heaviest at the start.
+        With `most`, nodes only move to so many clusters, the heaviest.
         """
-        cut = NO_CUT if most is None else heaviest(self.clusters, self.threshold, most)
         total = 0.0
         for _ in range(max_rounds):
-            scorer = Scorer(self.clusters, self.threshold, self.changed, cut)
+            scorer = Scorer(self.clusters, self.threshold, self.changed, most)
             found, self.memory = propose(self.means, self.sizes, self.labels, scorer, self.memory)
             v, source = found.nodes, self.labels[found.nodes]
             self.clusters, target, gained = apply(

@@ -1,9 +1,10 @@
 """The products of rows with clusters, nearly all of the arithmetic: numpy on the CPU, torch on a GPU.
 
-One process-wide choice, `products_on`, rather than an argument through every layer: where products are formed
-decides how long a search takes, never what a move must gain, which is verified in float64 on the CPU. Scores
-that agree to float32 rounding may still be proposed in another order, so that a GPU may end in another local
-optimum of the same quality. torch is imported where it is asked for; it would double a worker's memory.
+One choice for all that a thread runs within `products_on`, rather than an argument through every layer: where
+products are formed decides how long a search takes, never what a move must gain, which is verified in float64
+on the CPU. Scores that agree to float32 rounding may still be proposed in another order, so that a GPU may
+end in another local optimum of the same quality. torch is imported where it is asked for; it would double a
+worker's memory.
 """
 
 from __future__ import annotations

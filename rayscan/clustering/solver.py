@@ -67,6 +67,8 @@ def solve(
     """
     vectors, counts = _check_nodes(embeddings, sizes, normalise)
     threshold = check_threshold(threshold)
+    if greedy and init is not None:
+        raise DataError("greedy contraction starts from single rows: leave out init, or greedy")
     if init is not None and np.shape(init) != (len(vectors),):
         raise DataError(f"init must have one label for each of {len(vectors)} rows, not {np.shape(init)}")
     trivial = _trivial(len(vectors), threshold)
@@ -114,6 +116,10 @@ def sweep(
 
 def _check_nodes(embeddings: ArrayLike, sizes: ArrayLike | None, normalise: bool) -> tuple[Floats, F64]:
     if sizes is not None:
+        if normalise:
+            raise DataError(
+                "rows with sizes are sums, which cannot be normalised: give unit vectors, or sums"
+            )
         return check_sums(embeddings, sizes)
     points = check_embeddings(embeddings, normalise=normalise)
     return points, np.ones(len(points))

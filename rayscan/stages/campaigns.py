@@ -140,8 +140,10 @@ def _sums(
     sums, sizes = np.zeros((k, 0)), np.zeros(k)
     for file in files:
         rows = workspace.table("embeddings").read_files([file], ("sequence_id", "vector"))
-        own = labels[np.searchsorted(ids, rows["sequence_id"].to_numpy())]
-        part, counts = cluster_sums(vectors_of(rows), own, k)
+        embedded = rows["sequence_id"].to_numpy()
+        mine = np.isin(embedded, ids)  # others were embedded after the period was clustered
+        own = labels[np.searchsorted(ids, embedded[mine])]
+        part, counts = cluster_sums(vectors_of(rows)[mine], own, k)
         sums = part if sums.shape[1] == 0 else sums + part
         sizes = sizes + counts
     return sums, sizes

@@ -7,7 +7,6 @@ others are clustered all the same.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -19,12 +18,12 @@ import ray
 from numpy.typing import NDArray
 
 from rayscan import schema
-from rayscan.clustering import Clusters, Solution, calibrate, products_on, solve_blocked, weights
+from rayscan.clustering import Clusters, calibrate, products_on, solve_blocked, weights
 from rayscan.clustering.objective import check_embeddings
-from rayscan.config import RunConfig, digest
+from rayscan.config import RunConfig
 from rayscan.errors import ConfigError, DataError, RayscanError, WorkspaceError
 from rayscan.evaluation.splits import VALIDATION
-from rayscan.planning import Model, Unit
+from rayscan.planning import Model, Unit, calibration_version
 from rayscan.progress import say, track
 from rayscan.stages.commits import PeriodCommits
 from rayscan.stages.session import check_room, run_tasks
@@ -86,8 +85,7 @@ def find_threshold(
     given = config.cluster.threshold
     if given != "auto":
         return given, None
-    settings = digest(config.cluster.prior, config.split, config.evaluate, model.weights)
-    path = f"{model.folder}/calibration-{settings}.json"
+    path = f"{model.folder}/calibration-{calibration_version(config, model)}.json"
     found = workspace.read_json(path)
     if found is None:
         sample = sample_parts(workspace, config, model, [VALIDATION])[VALIDATION]
@@ -117,20 +115,13 @@ def _solve_period(
         )
     except DataError as error:
         raise _located(workspace, blocks, error) from None
-    if not solution.left <= config.cluster.least_gain:
-        stopped = f"{unit.key['period']} stopped after cluster.max_rounds = {solution.rounds}"
-        say(f"cluster: {stopped}; {_left(solution)}")
+    if stopped := solution.stopped(config.cluster.least_gain):
+        say(f"cluster: {unit.key['period']} {stopped} (cluster.max_rounds)")
     write = partial(_write, workspace, unit.key, threshold)
     items = list(zip(blocks, solution.labels, strict=True))
     clusters = solution.clusters
     results = run_tasks(write, items, cpus=config.resources.cluster_cpus, ordered=True, shared=clusters)
     return [file for _, file in results], len(clusters)
-
-
-def _left(solution: Solution) -> str:
-    if math.isnan(solution.left):
-        return "no round has compared the sequences with all clusters"
-    return f"the last round still raised the objective by {solution.left:.3%}"
 
 
 def _blocks(files: Iterable[File], size: int) -> list[_Block]:

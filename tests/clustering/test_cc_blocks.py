@@ -82,13 +82,23 @@ def test_no_round_lowers_the_objective(heavy: int, monkeypatch: pytest.MonkeyPat
     assert blocked(x, range(250, 2000, 250), 0.45, max_rounds=0).rounds == 0
 
 
-def test_few_mover_bytes_delay_moves_and_lose_none() -> None:
+def test_every_row_has_a_next_best_cluster_though_all_are_equally_heavy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("rayscan.clustering.blocks.HEAVY_CLUSTERS", 10)
+    x = np.eye(30, dtype=np.float32)
+    _, best = weights(x, np.arange(30), Clusters.of(x, np.arange(30), np.ones(30)), 0.4)
+    assert best == pytest.approx(np.full(30, -0.4))
+
+
+def test_few_mover_bytes_delay_moves_and_end_as_well() -> None:
     x = points_around_centres(900, 4, k=20, d=12)
     free = blocked(x, [300, 600], 0.4, max_rounds=60, least_gain=0)
     tight = blocked(x, [300, 600], 0.4, max_rounds=60, least_gain=0, mover_bytes=3 * 4 * 12 * 5)
     a, b = (objective(x, np.concatenate(s.labels), 0.4) for s in (free, tight))
     assert b >= 0.99 * a
-    assert tight.rounds >= free.rounds
+    assert tight.rounds > free.rounds
+    assert tight.left == 0
 
 
 @pytest.mark.parametrize("heavy", [5, 4096])

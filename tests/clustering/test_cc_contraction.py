@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from cc_oracles import greedy, pair_weights, points_around_centres, value
@@ -63,3 +65,16 @@ def test_four_points_where_the_order_decides() -> None:
     # w(40,75) = w(75,110) = .319, w(0,40) = .266, w(40,110) = -.158, w(0,75) = -.241, w(0,110) = -.842
     assert solve(x, 0.5, greedy=True).tolist() == [0, 1, 1, 1]
     assert solve(x, 0.5).tolist() == [0, 0, 1, 1]
+
+
+def test_greedy_takes_little_memory_where_all_rows_are_equal() -> None:
+    """All pairs then lie inside the margin of float32; as float64 rows they would take 2 GB."""
+    x = np.repeat(points_around_centres(2, 3, k=2, d=128), 1000, axis=0)
+    tracemalloc.start()
+    try:
+        labels = solve(x, 0.9, greedy=True)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert labels.tolist() == [0] * 1000 + [1] * 1000
+    assert peak < 500e6

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rayscan.clustering import objective, products_on
-from rayscan.clustering.moves import NEW, NO_CUT, Clusters, Scorer, apply, best_others, heaviest, propose
+from rayscan.clustering.moves import NEW, Clusters, Scorer, apply, best_others, propose
 from rayscan.clustering.objective import cluster_sums
 from rayscan.clustering.partition import Partition
 
@@ -50,10 +50,9 @@ def test_memory_proposes_what_a_full_comparison_would(heavy_rounds: int) -> None
     one, threshold = np.ones(3000), 0.55
     labels, memory, changed = np.arange(3000) // 3, None, None
     clusters = Clusters.of(x, labels, one)
-    heavy = heaviest(clusters, threshold, 30)
     for i in range(16):
-        cut = heavy if i < heavy_rounds else NO_CUT
-        found, memory = propose(x, one, labels, Scorer(clusters, threshold, changed, cut), memory)
+        most = 30 if i < heavy_rounds else None
+        found, memory = propose(x, one, labels, Scorer(clusters, threshold, changed, most), memory)
         full, _ = propose(x, one, labels, Scorer(clusters, threshold))
         strong = full.gains > 1e-4
         lost = set(full.nodes[strong].tolist()) - set(found.nodes.tolist())

@@ -82,3 +82,12 @@ def test_normalise_on_request() -> None:
         check_embeddings([[3, 4], [0, 0]], normalise=True)
     with pytest.raises(DataError, match="must be numbers"):
         check_embeddings(np.array([["a"]]))
+
+
+def test_lengths_that_float32_does_not_hold() -> None:
+    tiny = check_embeddings(np.array([[3e-50, 4e-50], [3e50, 4e50]]), normalise=True)
+    assert tiny == pytest.approx(np.array([[0.6, 0.8], [0.6, 0.8]]))
+    with pytest.raises(DataError, match=r"row 0 has length 1e\+150, not 1"):
+        check_embeddings(np.array([[1e150, 0], [1, 0]]))
+    with pytest.raises(DataError, match="row 0 is not finite"):
+        check_embeddings(np.array([[1e300, 0], [1, 0]]))

@@ -98,7 +98,17 @@ def test_rotation_keeps_the_objective() -> None:
 
 def test_seed_decides() -> None:
     x = points_around_centres(2500, 8, k=50, d=12)
-    assert np.array_equal(solve(x, 0.4, seed=3), solve(x, 0.4, seed=3))
+    labels = [solve(x, 0.4, seed=seed) for seed in (3, 3, 4, 5)]
+    assert np.array_equal(labels[0], labels[1])
+    assert not all(np.array_equal(labels[0], other) for other in labels[2:])
+
+
+def test_arguments_that_would_be_ignored_are_refused() -> None:
+    x = points_around_centres(20, 1)
+    with pytest.raises(DataError, match="leave out init, or greedy"):
+        solve(x, 0.4, greedy=True, init=np.zeros(20, int))
+    with pytest.raises(DataError, match="cannot be normalised"):
+        solve(x, 0.4, sizes=np.ones(20), normalise=True)
 
 
 def test_equal_rows_stay_together() -> None:
