@@ -118,6 +118,8 @@ def test_graph_is_what_networkx_reads(workspace: Workspace) -> None:
     name = max(both[0], key=lambda n: len(both[0][n]))
     members = {n for n, _, kind in graph.in_edges(name, data="kind") if kind == "member"}
     assert members == both[0][name] | both[1].get(name, set())
+    near = [(n, edge) for _, n, edge in graph.out_edges(name, data=True) if edge["kind"] == "near"]
+    assert near and all(n in names and -1 <= edge["weight"] <= 1 for n, edge in near)
 
 
 def test_labels_that_xml_cannot_hold(workspace: Workspace) -> None:

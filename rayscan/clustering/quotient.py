@@ -1,40 +1,38 @@
-"""The quotient graph: clusters as nodes, joint weights as edges.
+"""The quotient graph: clusters as nodes, and for each the others that are nearest to it.
 
-The graph of all pairs of K clusters is complete too; kept are the `nearest` others of each by mean
-similarity. Between the clusters of a good solution joint weights are negative: an edge says how far from
-merging two are.
+The graph of all pairs of K clusters is complete; kept are the few nearest of each by mean similarity. Between
+the clusters of a good solution joint weights are negative: an edge says how far from merging two are, and
+`(similarity − θ) n_A n_B` what joining them would add to the objective.
 """
 
 from __future__ import annotations
 
-import networkx as nx
 import numpy as np
 
 from rayscan.clustering.moves import Clusters
+from rayscan.clustering.objective import F64, I64
 
-_BLOCK = 1024
+_CELLS = 1 << 22  # similarities that are formed at a time: 100 MB with what sorts them
 
 
-def quotient_graph(clusters: Clusters, threshold: float, nearest: int = 5) -> nx.Graph:
-    """Graph on nodes 0 to K - 1 with attribute `size`; edges have `weight` and `similarity`.
+def nearest_clusters(clusters: Clusters, most: int) -> tuple[I64, F64]:
+    """The `most` nearest others of each of K clusters, int64 (K, k), and their similarity, float64 (K, k).
 
-    `weight` is ⟨F_A, F_B⟩ − θ n_A n_B, what joining the two would add to the objective; `similarity` is the
-    mean cosine of their pairs, ⟨F_A, F_B⟩ / (n_A n_B). Ties go to the lower number. Takes O(K² d) time and
-    O(K) memory.
+    Nearest first, of equals the lower number; k is `most`, or K − 1 where there are fewer. The similarity is
+    the mean cosine of all pairs of points, ⟨F_A, F_B⟩ / (n_A n_B). Time O(K² d).
     """
-    sums, sizes = clusters.sums, clusters.sizes
-    graph = nx.Graph()
-    graph.add_nodes_from((i, {"size": int(n)}) for i, n in enumerate(sizes))
-    means = sums / np.maximum(sizes, 1)[:, None]
-    most = min(nearest, len(sizes) - 1)
-    for start in range(0, len(sizes) if most > 0 else 0, _BLOCK):
-        similarity = means[start : start + _BLOCK] @ means.T
-        rows = np.arange(len(similarity))
-        similarity[rows, rows + start] = -np.inf
-        best = np.argsort(-similarity, axis=1, kind="stable")[:, :most]
-        for row in rows:
-            for other in best[row].tolist():
-                a, s = int(row) + start, float(similarity[row, other])
-                weight = (s - threshold) * float(sizes[a] * sizes[other])
-                graph.add_edge(a, other, weight=weight, similarity=s)
-    return graph
+    means = clusters.sums / np.maximum(clusters.sizes, 1)[:, None]
+    k = max(0, min(most, len(means) - 1))
+    index, similarity = np.empty((len(means), k), np.int64), np.empty((len(means), k))
+    step = max(1, _CELLS // max(len(means), 1))
+    for start in range(0, len(means) if k else 0, step):
+        part = slice(start, start + step)
+        found = means[part] @ means.T
+        rows = np.arange(len(found))
+        found[rows, start + rows] = -np.inf
+        best = np.argpartition(-found, k - 1, axis=1)[:, :k]
+        values = np.take_along_axis(found, best, axis=1)
+        order = np.lexsort((best, -values), axis=1)
+        index[part] = np.take_along_axis(best, order, axis=1)
+        similarity[part] = np.take_along_axis(values, order, axis=1)
+    return index, similarity

@@ -15,6 +15,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rayscan import schema
+from rayscan.clustering.moves import Clusters
+from rayscan.clustering.quotient import nearest_clusters
 from rayscan.report import words
 from rayscan.report.members import (
     Ints,
@@ -144,17 +146,10 @@ def _said(m: Members, clusters: pa.Table) -> pa.Array:
 def nearest(clusters: Ints, sums: NDArray[np.float64], sizes: NDArray[np.float64]) -> list[Any]:
     """For each cluster the NEAR others of largest mean similarity, as rows of NEIGHBOUR, nearest first.
 
-    `sums` (K, d) are sums of unit vectors, `sizes` (K,) their numbers. The mean over all pairs of sequences
-    of two clusters is the product of their mean vectors.
+    `sums` (K, d) are sums of unit vectors, `sizes` (K,) their numbers.
     """
-    means = sums / sizes[:, None]
-    found: list[Any] = []
-    for start in range(0, len(means), 1024):
-        similarity = means[start : start + 1024] @ means.T
-        similarity[np.arange(len(similarity)), start + np.arange(len(similarity))] = -np.inf
-        most = min(NEAR, len(means) - 1)
-        best = np.argpartition(-similarity, max(most - 1, 0), axis=1)[:, :most]
-        for row, columns in zip(similarity, best, strict=True):
-            order = columns[np.lexsort((clusters[columns], -row[columns]))]
-            found.append([{"cluster": int(clusters[j]), "similarity": float(row[j])} for j in order])
-    return found
+    index, similarity = nearest_clusters(Clusters(sums, sizes), NEAR)
+    return [
+        [{"cluster": name, "similarity": value} for name, value in zip(names, values, strict=True)]
+        for names, values in zip(clusters[index].tolist(), similarity.tolist(), strict=True)
+    ]

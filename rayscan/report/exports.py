@@ -12,6 +12,7 @@ import io
 import json
 import re
 import uuid
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -24,7 +25,10 @@ import pyarrow.parquet as pq
 
 from rayscan import schema
 from rayscan.captures.networks import as_text
+from rayscan.clustering.moves import Clusters
+from rayscan.clustering.quotient import nearest_clusters
 from rayscan.report import words
+from rayscan.report.details import NEAR
 from rayscan.report.members import count_of, join, micros, pack
 
 Rows = list[dict[str, Any]]
@@ -244,9 +248,11 @@ def _stix_time(value: datetime) -> str:
 
 
 def as_graphml(campaigns: pa.Table, found: pa.Table, addresses: Addresses) -> bytes:
-    """Campaigns and sources as nodes; edges `member` (weight: sequences), `split from`, `merged into`.
+    """Campaigns and sources as nodes; edges `member`, `split from`, `merged into`, `near`.
 
-    A campaign of several periods is one node, with what it was in the last of them.
+    Members weigh their sequences. A campaign of several periods is one node, with what it was in the last of
+    them. `near` lead to the NEAR
+    most similar ones of a period (weight: mean cosine of their sequences).
     """
     graph: Any = nx.DiGraph()
     for row in campaigns.sort_by([("period", "ascending"), ("campaign", "ascending")]).to_pylist():
@@ -264,6 +270,9 @@ def as_graphml(campaigns: pa.Table, found: pa.Table, addresses: Addresses) -> by
         if row["relative"] is not None:
             kind = "split from" if row["event"] == "split" else "merged into"
             graph.add_edge(row["campaign"], row["relative"], kind=kind, weight=1)
+    for one, other, similarity in _near(campaigns):
+        if not graph.has_edge(one, other):
+            graph.add_edge(one, other, kind="near", weight=similarity)
     for row in found.to_pylist():
         address = words.address(row["src"])
         graph.add_node(address, kind=addresses)
@@ -272,6 +281,18 @@ def as_graphml(campaigns: pa.Table, found: pa.Table, addresses: Addresses) -> by
     sink = io.BytesIO()
     nx.write_graphml(graph, sink)
     return sink.getvalue()
+
+
+def _near(campaigns: pa.Table) -> Iterator[tuple[str, str, float]]:
+    """Pairs of campaigns of one period, the newest first."""
+    for period in sorted(set(campaigns["period"].to_pylist()), reverse=True):
+        rows = campaigns.filter(pc.equal(campaigns["period"], period)).sort_by("campaign")
+        sums = rows["feature_sum"].combine_chunks().flatten().to_numpy().reshape(rows.num_rows, -1)
+        sizes = rows["size"].to_numpy().astype(np.float64)
+        names = rows["campaign"].to_pylist()
+        for one, others, values in zip(names, *nearest_clusters(Clusters(sums, sizes), NEAR), strict=True):
+            for j, value in zip(others.tolist(), values.tolist(), strict=True):
+                yield one, names[j], value
 
 
 def _xml(text: str) -> str:

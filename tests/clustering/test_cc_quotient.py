@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from rayscan.clustering import Clusters
-from rayscan.clustering.quotient import quotient_graph
+from rayscan.clustering.quotient import nearest_clusters
 
 
-def test_edges_are_sums_over_pairs_and_lead_to_the_nearest() -> None:
+@pytest.mark.parametrize("cells", [5, 1 << 22])
+def test_the_nearest_by_the_mean_over_pairs(cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rayscan.clustering.quotient._CELLS", cells)
     rng = np.random.default_rng(0)
     points = rng.standard_normal((40, 6)).astype(np.float32)
     points /= np.linalg.norm(points, axis=1, keepdims=True)
     labels = np.arange(40) % 7
-    graph = quotient_graph(Clusters.of(points, labels, np.ones(40)), 0.3, nearest=2)
+    index, similarity = nearest_clusters(Clusters.of(points, labels, np.ones(40)), 2)
     pairs = points.astype(np.float64) @ points.astype(np.float64).T
     mean = np.array([[pairs[np.ix_(labels == a, labels == b)].mean() for b in range(7)] for a in range(7)])
-    assert {a: data["size"] for a, data in graph.nodes(data=True)} == dict(enumerate(np.bincount(labels)))
-    for a, b, edge in graph.edges(data=True):
-        block = pairs[np.ix_(labels == a, labels == b)]
-        assert np.isclose(edge["weight"], (block - 0.3).sum(), atol=1e-4)
-        assert np.isclose(edge["similarity"], block.mean(), atol=1e-6)
     np.fill_diagonal(mean, -np.inf)
-    expected = {frozenset((a, int(b))) for a in range(7) for b in np.argsort(-mean[a])[:2]}
-    assert {frozenset(edge) for edge in graph.edges} == expected
+    assert index.tolist() == np.argsort(-mean, axis=1)[:, :2].tolist()
+    assert similarity == pytest.approx(-np.sort(-mean, axis=1)[:, :2], abs=1e-6)
+
+
+def test_equally_near_ones_come_in_their_order() -> None:
+    index, _ = nearest_clusters(Clusters(np.ones((4, 2)), np.ones(4)), 9)
+    assert index.tolist() == [[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]]
 
 
 def test_none_and_one_cluster() -> None:
-    assert len(quotient_graph(Clusters(np.empty((0, 0)), np.empty(0)), 0.3)) == 0
-    alone = quotient_graph(Clusters(np.ones((1, 2)), np.ones(1)), 0.3)
-    assert (len(alone), alone.number_of_edges()) == (1, 0)
+    assert nearest_clusters(Clusters(np.empty((0, 0)), np.empty(0)), 3)[0].shape == (0, 0)
+    assert nearest_clusters(Clusters(np.ones((1, 2)), np.ones(1)), 3)[0].shape == (1, 0)
