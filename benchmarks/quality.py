@@ -29,7 +29,7 @@ import torch
 
 from rayscan import config
 from rayscan.config import ModelConfig, RunConfig, SplitConfig
-from rayscan.evaluation.pairs import nearest, pair_statistics, retrieval
+from rayscan.evaluation.blockwise import nearest, pair_statistics, retrieval
 from rayscan.evaluation.protocol import sample_rows
 from rayscan.evaluation.splits import UNSEEN_SEQUENCES, UNSEEN_SOURCES, part_of
 from rayscan.evaluation.tiles import Vectors

@@ -11,7 +11,7 @@ import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from rayscan.errors import DataError, SchemaError
-from rayscan.evaluation.pairs import nearest, pair_statistics
+from rayscan.evaluation.blockwise import nearest, pair_statistics
 from rayscan.methods.floors import port_vectors, random_unit
 from rayscan.schema import MISSING
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,17 +16,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from rayscan.errors import DataError
 from rayscan.evaluation import tiles
-from rayscan.evaluation.pairs import (
-    BINS,
-    PairCounts,
-    block_statistics,
-    centres,
-    nearest,
-    pair_statistics,
-    retrieval,
-    same_pairs,
-    same_sums,
-)
+from rayscan.evaluation.blockwise import Compared, compare, nearest, pair_statistics, retrieval
+from rayscan.evaluation.pairs import PairCounts, centres, same_pairs, same_sums
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]
@@ -115,7 +108,7 @@ def test_too_few_vectors_leave_all_undefined(n: int) -> None:
     counts = pair_statistics(np.zeros((n, 4), np.float32), np.zeros(n, np.int64))
     assert counts.n_same == counts.n_different == 0
     figures = [counts.auroc(), counts.average_precision(), counts.mean_same, counts.mean_different]
-    assert np.isnan([*figures, *counts.joins(0.5).values(), counts.auroc_error()]).all()
+    assert np.isnan([*figures, counts.auroc_error()]).all()
     found = nearest(np.zeros((n, 4), np.float32), np.zeros(n, np.int64))
     assert found.index.tolist() == [-1] * n
     assert np.isnan(retrieval(found, np.zeros(n, np.int64))).all()
@@ -145,51 +138,51 @@ def test_excluded_pairs_do_not_count(seed: int, n: int, sparse_rows: bool) -> No
         assert abs(counts.auroc() - roc_auc_score(same, similarity)) <= counts.auroc_error() + 1e-9
 
 
+def same_bits(a: Compared, b: Compared) -> None:
+    for one, other in ((a.counts, b.counts), (a.nearest, b.nearest), (a.neighbours, b.neighbours)):
+        for x, y in zip(vars(one).values(), vars(other).values(), strict=True):
+            np.testing.assert_array_equal(x, y)
+
+
+def backwards(task: Any, items: Sequence[Any], shared: Any) -> Iterable[Any]:
+    """A map whose work is done in another order."""
+    return reversed([task(item, shared) for item in reversed(items)])
+
+
 @pytest.mark.parametrize("sparse_rows", [False, True])
-def test_blocks_add_up(sparse_rows: bool) -> None:
-    """Blocks of any size, with sums of exact multiples: 2/(bins-1) steps that float32 holds."""
+def test_blocks_and_workers_change_no_bit(monkeypatch: pytest.MonkeyPatch, sparse_rows: bool) -> None:
+    """Rows as real ones are, many of them equal: counts, sums of floats, ties and neighbours."""
+    monkeypatch.setattr(tiles, "SIZE", 32)
+    monkeypatch.setattr(tiles, "_DENSE_CELLS", 80)  # sparse tiles narrower than high
     rng = np.random.default_rng(3)
-    vectors = (rng.integers(-4, 5, (90, 8)) / 16).astype(np.float32)
-    groups, sources = rng.integers(0, 9, 90), rng.integers(0, 20, 90)
+    groups, sources = rng.integers(0, 40, 700), rng.integers(0, 90, 700)
+    vectors = around(groups, 24, 0.7, 3)
+    vectors[rng.integers(0, 700, 200)] = vectors[:10].repeat(20, axis=0)
     rows = sparse.csr_array(vectors) if sparse_rows else vectors
-    whole = pair_statistics(rows, groups, exclude=sources)
-    cuts = [slice(0, 17), slice(17, 18), slice(18, 70), slice(70, 90)]
-    parts = [pair_statistics(rows[c], groups[c], exclude=sources[c]) for c in cuts]
-    parts += [
-        block_statistics(rows[c], groups[c], rows[e], groups[e], exclude=(sources[c], sources[e]))
-        for c, e in combinations(cuts, 2)
-    ]
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    equal(total, whole)
+    whole = compare(rows, groups, exclude=sources, nearest=True, k=5, block=700)
+    for block in (32, 64, 352):
+        for way in (tiles.in_threads, backwards):
+            again = compare(rows, groups, exclude=sources, nearest=True, k=5, block=block, map=way)
+            same_bits(whole, again)
+    full = vectors.astype(np.float64) @ vectors.T.astype(np.float64)
+    np.fill_diagonal(full, -2)
+    np.testing.assert_allclose(whole.nearest.similarity, full.max(1), atol=1e-6)
+    full[sources[:, None] == sources] = -2
+    np.testing.assert_allclose(whole.neighbours.similarity, -np.sort(-full, 1)[:, :5], atol=1e-6)
 
 
 @pytest.mark.parametrize("threads", ["1", "3"])
-@pytest.mark.parametrize("sparse_rows", [False, True])
-def test_tiles_and_threads_change_nothing(
-    monkeypatch: pytest.MonkeyPatch, threads: str, sparse_rows: bool
+def test_sums_over_a_group_are_the_same_for_any_number_of_threads(
+    monkeypatch: pytest.MonkeyPatch, threads: str
 ) -> None:
+    monkeypatch.setattr(tiles, "SIZE", 16)
     rng = np.random.default_rng(4)
-    vectors = (rng.integers(-4, 5, (130, 8)) / 16).astype(np.float32)
-    groups, sources = rng.integers(0, 40, 130), rng.integers(0, 60, 130)
-    rows = sparse.csr_array(vectors) if sparse_rows else vectors
-    table = centres()
-
-    def everything() -> list[NDArray[np.generic]]:
-        counts, found = pair_statistics(rows, groups, exclude=sources), nearest(rows, groups)
-        of, at = same_pairs(rows, groups)
-        order = np.lexsort((at, of))
-        figures = np.array([counts.sum_same, counts.sum_different])
-        sums = same_sums(rows, groups, table, exclude=sources)
-        return [counts.same, counts.different, figures, *vars(found).values(), of[order], at[order], *sums]
-
-    whole = everything()
+    groups, sources = rng.integers(0, 4, 300), rng.integers(0, 60, 300)
+    tables = np.stack([centres(), centres() ** 2])
+    once = same_sums(around(groups, 8, 0.7, 4), groups, tables, exclude=sources)
     monkeypatch.setenv("OMP_NUM_THREADS", threads)
-    monkeypatch.setattr(tiles, "SIZE", 32)
-    monkeypatch.setattr(tiles, "_DENSE_CELLS", 80)  # sparse tiles narrower than high
-    for once, again in zip(whole, everything(), strict=True):
-        np.testing.assert_allclose(once, again, rtol=0, atol=1e-9)
+    for a, b in zip(once, same_sums(around(groups, 8, 0.7, 4), groups, tables, exclude=sources), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_order_of_rows_changes_nothing() -> None:
@@ -199,23 +192,6 @@ def test_order_of_rows_changes_nothing() -> None:
     equal(pair_statistics(vectors, groups), pair_statistics(vectors[order], groups[order]))
     once = retrieval(nearest(vectors, groups), groups)
     assert retrieval(nearest(vectors[order], groups[order]), groups[order]) == pytest.approx(once, abs=1e-12)
-
-
-def test_joins_at_a_threshold() -> None:
-    groups = np.random.default_rng(6).integers(0, 12, 80)
-    vectors = around(groups, 8, 0.7, 6)
-    similarity, same = written_out(vectors, groups)
-    counts = pair_statistics(vectors, groups)
-    for threshold in (-1.0, 0.3, 0.71, 2.0):
-        joined = similarity >= threshold
-        both = (joined & (same == 1)).sum()
-        found = counts.joins(threshold)
-        assert found["recall"] == pytest.approx(both / same.sum(), abs=2e-3)
-        assert found["f1"] == pytest.approx(2 * both / (joined.sum() + same.sum()), abs=2e-3)
-        if joined.any():
-            assert found["precision"] == pytest.approx(both / joined.sum(), abs=2e-3)
-        else:
-            assert np.isnan(found["precision"])
 
 
 def test_coarse_histogram_is_that_of_the_bin_centres() -> None:
@@ -270,13 +246,13 @@ def test_same_pairs_and_sums_are_those_of_the_histogram() -> None:
     size = np.bincount(groups)
     np.testing.assert_array_equal(np.bincount(of, minlength=15), size * (size - 1) // 2)
     assert centres()[at].sum() == pytest.approx(counts.sum_same, abs=1e-2)
-    sums, numbers = same_sums(vectors, groups, counts.ranks())
+    sums, numbers = same_sums(vectors, groups, counts.ranks()[None])
     assert sums.sum() / numbers.sum() == pytest.approx(counts.auroc(), abs=1e-6)
     full = (vectors @ vectors.T).astype(np.float64)
     counted = (groups[:, None] == groups) & (sources[:, None] != sources)
-    sums, numbers = same_sums(vectors, groups, centres(), exclude=sources)
+    sums, numbers = same_sums(vectors, groups, centres()[None], exclude=sources)
     np.testing.assert_array_equal(numbers, counted.sum(1))
-    np.testing.assert_allclose(sums, (full * counted).sum(1), atol=1e-3)
+    np.testing.assert_allclose(sums[0], (full * counted).sum(1), atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -295,9 +271,6 @@ def test_vectors_that_have_no_cosine_are_refused(vectors: Floats, message: str) 
             function(vectors, np.array([0, 1]))
 
 
-def test_counts_of_other_bins_do_not_add() -> None:
-    vectors, groups = np.eye(2, dtype=np.float32), np.array([0, 1])
-    with pytest.raises(DataError, match="5 and 65537 bins"):
-        pair_statistics(vectors, groups, 5) + pair_statistics(vectors, groups, BINS)
+def test_an_even_number_of_bins_is_refused() -> None:
     with pytest.raises(DataError, match="odd"):
-        pair_statistics(vectors, groups, 4)
+        pair_statistics(np.eye(2, dtype=np.float32), np.array([0, 1]), 4)

@@ -5,7 +5,7 @@ Laid out as `protocol` says. Everything is computed of a sample in which no sour
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from rayscan.clustering.calibration import Calibration
 from rayscan.config import EvaluateConfig
 from rayscan.errors import DataError
-from rayscan.evaluation import intervals, neighbours, pairs, partitions
+from rayscan.evaluation import intervals, neighbours, pairs, partitions, tiles
+from rayscan.evaluation.blockwise import compare, retrieval
 from rayscan.evaluation.chances import kept_word
 from rayscan.evaluation.intervals import figure
 from rayscan.evaluation.splits import network_of
-from rayscan.evaluation.tiles import Vectors
+from rayscan.evaluation.tiles import Map, Vectors
 from rayscan.keys import hash64
 from rayscan.methods.floors import random_unit
 
@@ -54,40 +55,52 @@ class PartData:
         return PartData(**{k: v if v is None or k == "label" else v[rows] for k, v in given.items()})
 
 
-def figures_of(
-    name: str,
-    part: PartData,
-    config: EvaluateConfig,
-    missing: list[dict[str, str]],
-    curve: Calibration | None = None,
-) -> Found:
-    """PART of `protocol`'s layout; what cannot be computed is said in `missing`."""
+@dataclass(frozen=True)
+class Terms:
+    """On what terms parts are judged: settings, the curve fitted on validation sources, the parallel map.
+
+    What cannot be computed is said in `missing`.
+    """
+
+    config: EvaluateConfig
+    curve: Calibration | None = None
+    map: Map = tiles.in_threads
+    missing: list[dict[str, str]] = field(default_factory=list)
+
+    def note(self, what: str, why: str) -> None:
+        self.missing.append({"what": what, "why": why})
+
+
+def figures_of(name: str, part: PartData, terms: Terms) -> Found:
+    """PART of `protocol`'s layout."""
+    config = terms.config
     _check(name, part)
     rows = _sample(part, np.arange(len(part.src)), config)
     source, n_sources = positions(part.src[rows])
     weights = intervals.resamples(n_sources, config.bootstrap, config.seed)
     methods = {
-        method: _by_source(vectors, source, weights)
+        method: by_source(vectors, source, weights, terms.map)
         for method, vectors in (_methods(part, rows, config) if len(rows) else {}).items()
     }
-    _note_sources(name, part, source, missing)
+    _note_sources(name, part, source, terms)
     return {
         "sequences": len(rows),
         "sources": n_sources,
         "available": {"sequences": len(part.src), "sources": len(np.unique(part.src))},
         "methods": methods,
-        "labels": _labels(name, part, config, missing),
-        "calibration": _calibration(name, part, rows, source, curve, config, weights, missing),
+        "labels": _labels(name, part, terms),
+        "calibration": _calibration(name, part, rows, source, weights, terms),
         "histograms": methods["model"]["histograms"] if "model" in methods else None,
     }
 
 
-def _by_source(vectors: Vectors, source: NDArray[np.int64], weights: NDArray[np.float64]) -> Found:
-    counts = pairs.pair_statistics(vectors, source)
-    found = pairs.nearest(vectors, source)
+def by_source(vectors: Vectors, source: NDArray[np.int64], weights: NDArray[np.float64], map: Map) -> Found:
+    compared = compare(vectors, source, nearest=True, map=map)
+    counts, found = compared.counts, compared.nearest
+    assert found is not None
     sizes = np.bincount(source)
     several, everyone = int((sizes > 1).sum()), len(sizes)
-    micro, macro = pairs.retrieval(found, source) if everyone > 1 else (np.nan, np.nan)
+    micro, macro = retrieval(found, source) if everyone > 1 else (np.nan, np.nan)
     draws = intervals.separation_draws(vectors, source, counts, weights)
     draws |= intervals.retrieval_draws(np.nan_to_num(found.same), source, weights)
     return {
@@ -111,50 +124,53 @@ def _calibration(
     part: PartData,
     rows: NDArray[np.int64],
     source: NDArray[np.int64],
-    curve: Calibration | None,
-    config: EvaluateConfig,
     weights: NDArray[np.float64],
-    missing: list[dict[str, str]],
+    terms: Terms,
 ) -> Found | None:
     what = f"{name} / calibration"
-    if curve is None or part.vectors is None:
+    if terms.curve is None or part.vectors is None:
         why = "no vectors given" if part.vectors is None else "no curve was fitted on validation sources"
-        note(missing, what, why)
+        terms.note(what, why)
         return None
     try:
-        return kept_word(part.vectors[rows], source, curve, weights, config.seed)
+        return kept_word(part.vectors[rows], source, terms.curve, weights, terms.config.seed)
     except DataError as error:
-        note(missing, what, str(error))
+        terms.note(what, str(error))
         return None
 
 
-def _labels(name: str, part: PartData, config: EvaluateConfig, missing: list[dict[str, str]]) -> Found | None:
+def _labels(name: str, part: PartData, terms: Terms) -> Found | None:
     """Figures by label, of a sample of the labelled sequences alone: in all of them they may be rare."""
+    config = terms.config
     what = f"{name} / labels"
     if part.label is None or not len(part.src):
-        note(missing, what, "no labels" if len(part.src) else "no sequences")
+        terms.note(what, "no labels" if len(part.src) else "no sequences")
         return None
     codes, names = partitions.label_codes(part.label)
     rows = _sample(part, np.flatnonzero(codes != partitions.UNLABELLED), config)
     if not len(rows):
-        note(missing, what, "no labels")
+        terms.note(what, "no labels")
         return None
     n_sources = _sources_of_labels(codes[rows], part.src[rows], len(names))
     enough = n_sources >= config.min_label_sources
     scored = rows[enough[codes[rows]]]
     if enough.sum() < 2:
         at_least = f"with {config.min_label_sources} or more sources"
-        note(missing, what, f"{int(enough.sum())} of {len(names)} labels {at_least}; needs 2")
+        terms.note(what, f"{int(enough.sum())} of {len(names)} labels {at_least}; needs 2")
         return None
     label, (source, everyone) = codes[scored], positions(part.src[scored])
     network = network_of(part.src[scored])
     weights = intervals.resamples(everyone, config.bootstrap, config.seed)
     methods = _methods(part, scored, config)
-    across = {
-        method: _by_label(vectors, label, source, network, weights) for method, vectors in methods.items()
-    }
+    across, between = (
+        {
+            method: by_label(vectors, label, source, apart, weights, terms.map)
+            for method, vectors in methods.items()
+        }
+        for apart in (network, source)
+    )
     if not all(scores["pairs_same"] for scores in across.values()):
-        note(missing, f"{what} across networks", "no two sources of different /24 networks share a label")
+        terms.note(f"{what} across networks", "no two sources of different /24 networks share a label")
     sequences = np.bincount(label, minlength=len(names))
     order = sorted(np.flatnonzero(enough), key=lambda at: (-n_sources[at], names[at]))
     return {
@@ -169,54 +185,44 @@ def _labels(name: str, part: PartData, config: EvaluateConfig, missing: list[dic
             "sequences": len(rows) - len(scored),
         },
         "unlabelled": int((codes == partitions.UNLABELLED).sum()),
-        "methods": {
-            method: _by_label(vectors, label, source, source, weights) for method, vectors in methods.items()
-        },
+        "methods": between,
         "across_networks": across,
     }
 
 
-def _by_label(
+def by_label(
     vectors: Vectors,
     label: NDArray[np.int64],
     source: NDArray[np.int64],
     apart: NDArray[np.int64],
     weights: NDArray[np.float64],
+    map: Map,
 ) -> Found:
-    """Of pairs that differ in `apart`: their source, or its network, which holds all of a source."""
-    counts = pairs.pair_statistics(vectors, label, exclude=apart)
+    """The same of one label, over pairs that differ in `apart`: their source, or its network, which holds all
+    of a source."""
+    compared = compare(vectors, label, exclude=apart, k=max(neighbours.KS), map=map)
+    counts, near = compared.counts, compared.neighbours
+    assert near is not None
     n = weights.shape[1]
-    drawn = {}
-    for figure_name, table in (("auroc", counts.ranks()), ("mean_same", pairs.centres())):
-        sums, numbers = pairs.same_sums(vectors, label, table, exclude=apart)
-        drawn[figure_name] = intervals.pair_draws(sums, numbers, source, weights)
+    tables = np.stack([counts.ranks(), pairs.centres()])
+    sums, numbers = pairs.same_sums(vectors, label, tables, exclude=apart, map=map)
+    auroc, mean_same = (intervals.pair_draws(each, numbers, source, weights) for each in sums)
+    votes = {}
+    for k in neighbours.KS:
+        predicted = neighbours.vote(near.index[:, :k], label)
+        draws = intervals.vote_draws(label, predicted, source, weights)
+        votes[str(k)] = figure(neighbours.macro_f1(label, predicted), draws, n)
     return {
         "pairs_same": counts.n_same,
         "pairs_different": counts.n_different,
-        "auroc": figure(counts.auroc(), drawn["auroc"], n),
+        "auroc": figure(counts.auroc(), auroc, n),
         "auroc_error": _bound(counts),
         "average_precision": figure(counts.average_precision(), None, n),
-        "mean_same": figure(counts.mean_same, drawn["mean_same"], n),
+        "mean_same": figure(counts.mean_same, mean_same, n),
         "mean_different": figure(counts.mean_different, None, n),
-        "knn_macro_f1": _votes(vectors, label, source, apart, weights),
+        "knn_macro_f1": votes,
         "histograms": _histograms(counts),
     }
-
-
-def _votes(
-    vectors: Vectors,
-    label: NDArray[np.int64],
-    source: NDArray[np.int64],
-    apart: NDArray[np.int64],
-    weights: NDArray[np.float64],
-) -> Found:
-    near, _ = neighbours.top_k(vectors, max(neighbours.KS), apart)
-    found = {}
-    for k in neighbours.KS:
-        predicted = neighbours.vote(near[:, :k], label)
-        draws = intervals.vote_draws(label, predicted, source, weights)
-        found[str(k)] = figure(neighbours.macro_f1(label, predicted), draws, weights.shape[1])
-    return found
 
 
 def sample_rows(
@@ -278,29 +284,22 @@ def _methods(part: PartData, rows: NDArray[np.int64], config: EvaluateConfig) ->
     return found | {"random": random_unit(len(rows), width, config.seed)}
 
 
-def note(missing: list[dict[str, str]], what: str, why: str) -> None:
-    """Say that this could not be computed."""
-    missing.append({"what": what, "why": why})
-
-
-def _note_sources(
-    name: str, part: PartData, source: NDArray[np.int64], missing: list[dict[str, str]]
-) -> None:
+def _note_sources(name: str, part: PartData, source: NDArray[np.int64], terms: Terms) -> None:
     """Says what too few sources leave undefined."""
     if not len(source):
-        note(missing, name, "no sequences")
+        terms.note(name, "no sequences")
         return
     for method, vectors in (("model", part.vectors), ("ports", part.ports)):
         if vectors is None:
-            note(missing, f"{name} / {method}", "no vectors given")
+            terms.note(f"{name} / {method}", "no vectors given")
     sizes = np.bincount(source)
     several = int((sizes > 1).sum())
     if len(sizes) < 2:
-        note(missing, f"{name} / all but mean_same", "all sequences are of one source")
+        terms.note(f"{name} / all but mean_same", "all sequences are of one source")
     if several == 0:
-        note(missing, f"{name} / all but mean_different", "no source has two sequences")
+        terms.note(f"{name} / all but mean_different", "no source has two sequences")
     elif several < 2:
-        note(missing, f"{name} / intervals", "fewer than 2 sources with two sequences")
+        terms.note(f"{name} / intervals", "fewer than 2 sources with two sequences")
 
 
 def _sources_of_labels(codes: NDArray[np.int64], src: NDArray[np.int64], n_labels: int) -> NDArray[np.int64]:

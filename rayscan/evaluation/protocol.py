@@ -67,8 +67,8 @@ from numpy.typing import NDArray
 from rayscan.clustering.calibration import Calibration
 from rayscan.config import EvaluateConfig
 from rayscan.errors import DataError
-from rayscan.evaluation import partitions
-from rayscan.evaluation.parts import PartData, figures_of, note, positions
+from rayscan.evaluation import partitions, tiles
+from rayscan.evaluation.parts import PartData, Terms, figures_of, positions
 from rayscan.evaluation.splits import PART_NAMES, UNSEEN_SOURCES, network_of
 from rayscan.methods.floors import port_vectors
 
@@ -114,36 +114,32 @@ def evaluate(
     *,
     curve: Calibration | None = None,
     training: Training | None = None,
+    map: tiles.Map = tiles.in_threads,
 ) -> Found:
     """All figures, laid out as the module says. `parts` are by name, `clusters` by period.
 
-    `curve` is what was fitted on validation sources. Rows may come in any order: samples and ties are settled
+    `curve` is what was fitted on validation sources. `map` takes the comparison of all pairs, block by block,
+    and does not change a figure. Rows may come in any order: samples and ties are settled
     by ids. Raises DataError where columns do not fit each other or vectors are not of length 1.
     """
-    missing: list[dict[str, str]] = []
+    terms = Terms(config, curve, map)
     found: Found = {
         "version": VERSION,
         "settings": config.model_dump(mode="json"),
-        "parts": {name: figures_of(name, part, config, missing, curve) for name, part in parts.items()},
-        "groups": _groups(parts.get(PART_NAMES[UNSEEN_SOURCES]), training, config, missing, curve),
+        "parts": {name: figures_of(name, part, terms) for name, part in parts.items()},
+        "groups": _groups(parts.get(PART_NAMES[UNSEEN_SOURCES]), training, terms),
         "clusters": None,
-        "not_computed": missing,
+        "not_computed": terms.missing,
     }
     if clusters is None:
-        note(missing, "clusters", "no clusters given")
+        terms.note("clusters", "no clusters given")
     else:
-        periods = {period: _period(period, data, missing) for period, data in clusters.items()}
+        periods = {period: _period(period, data, terms) for period, data in clusters.items()}
         found["clusters"] = {"periods": periods}
     return found
 
 
-def _groups(
-    part: PartData | None,
-    training: Training | None,
-    config: EvaluateConfig,
-    missing: list[dict[str, str]],
-    curve: Calibration | None,
-) -> Found:
+def _groups(part: PartData | None, training: Training | None, terms: Terms) -> Found:
     """Figures of those unseen sources that training knew least of."""
     if part is None or training is None or not len(part.src):
         return {}
@@ -157,14 +153,14 @@ def _groups(
     found: Found = {}
     for name, chosen in rows.items():
         if len(chosen):
-            found[name] = figures_of(name, part.take(chosen), config, missing, curve)
+            found[name] = figures_of(name, part.take(chosen), terms)
         else:
             found[name] = None
-            note(missing, name, reasons[name])
+            terms.note(name, reasons[name])
     return found
 
 
-def _period(period: str, data: ClusterData, missing: list[dict[str, str]]) -> Found:
+def _period(period: str, data: ClusterData, terms: Terms) -> Found:
     what = f"clusters / {period}"
     if len({len(data.cluster), len(data.src)} | ({len(data.label)} if data.label is not None else set())) > 1:
         raise DataError(f"{what}: columns differ in length; give one cluster, source and label per sequence")
@@ -174,9 +170,9 @@ def _period(period: str, data: ClusterData, missing: list[dict[str, str]]) -> Fo
     if codes is not None and not (codes != partitions.UNLABELLED).any():
         codes = None
     if codes is None:
-        note(missing, f"{what} / by_label", "no labels")
+        terms.note(f"{what} / by_label", "no labels")
     if not len(cluster):
-        note(missing, f"{what} / by_source", "no sequences")
+        terms.note(f"{what} / by_source", "no sequences")
     return {
         "sequences": len(cluster),
         "sources": len(np.unique(src)),

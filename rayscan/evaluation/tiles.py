@@ -1,16 +1,17 @@
 """How the similarities of all pairs are walked: tiles of a matrix that is never held whole.
 
-Each thread takes tiles of its own and multiplies on one BLAS thread. One product spread over all
-threads is as fast on an idle machine, but waits for its slowest part at every tile, and then counts
-with the product's threads idle. Rows may be dense float32 or sparse (`scipy.sparse.csr_array`), as port
-counts are; tiles are always dense.
+Work is cut into items for a parallel map; here that is threads, in the stages it is Ray tasks. An item
+multiplies on one BLAS thread: one product spread over all threads is as fast on an idle machine, but waits
+for its slowest part at every tile, and then counts with the product's threads idle. Rows may be dense
+float32 or sparse (`scipy.sparse.csr_array`), as port counts are; tiles are always dense.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,9 @@ from rayscan.errors import DataError
 
 Vectors = Any
 """float32 array of shape (N, d), or `scipy.sparse.csr_array` of that shape; no row longer than 1."""
+
+Map = Callable[[Callable[[Any, Any], Any], Sequence[Any], Any], Iterable[Any]]
+"""map(task, items, shared) yields task(item, shared) for every item, in their order."""
 
 SIZE = 1024
 _DENSE_CELLS = 2**22
@@ -69,15 +73,18 @@ def shared_columns(a: Vectors, b: Vectors) -> tuple[Vectors, Vectors]:
     return left, left if a is b else b[:, useful]
 
 
-def grid(a: Vectors, b: Vectors) -> tuple[list[slice], list[slice]]:
-    """Rows of `a` and rows of `b` cut so that a tile, and what it is made of, stay in the cache."""
-    width = SIZE
-    if sparse.issparse(b):  # the right side of a sparse product is made dense
-        width = min(max(_DENSE_CELLS // max(b.shape[1], 1), SIZE // 16), SIZE)
-    return list(slices(a.shape[0], SIZE)), list(slices(b.shape[0], width))
+def width(columns: Vectors) -> int:
+    """Rows on the right side of a product, a power of two: a tile and its making then stay in the cache."""
+    if not sparse.issparse(columns):
+        return SIZE
+    fitting: int = _DENSE_CELLS // max(
+        columns.shape[1], 1
+    )  # the right side of a sparse product is made dense
+    return min(max(1 << max(fitting.bit_length() - 1, 0), SIZE // 16), SIZE)
 
 
 def slices(n: int, size: int) -> Iterator[slice]:
+    """0 to n in runs of at most this size."""
     return (slice(start, min(start + size, n)) for start in range(0, n, size))
 
 
@@ -98,9 +105,7 @@ def threads() -> int:
     return int(wanted) if wanted.isdigit() and int(wanted) else os.cpu_count() or 1
 
 
-def each_thread(work: Callable[[int, NDArray[np.float32]], None]) -> None:
-    """Runs work(thread number, buffer of a tile) on all threads at once; raises what the first one raises."""
-    n = threads()
-    buffers = np.empty((n, SIZE * SIZE), np.float32)
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(n) as pool:
-        list(pool.map(work, range(n), buffers))
+def in_threads(task: Callable[[Any, Any], Any], items: Sequence[Any], shared: Any) -> Iterator[Any]:
+    """The map on the threads of this process."""
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads()) as pool:
+        yield from pool.map(task, items, repeat(shared))

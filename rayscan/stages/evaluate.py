@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from rayscan.captures.scanners import Scanners
 from rayscan.clustering.calibration import Calibration, calibrate
 from rayscan.config import RunConfig
 from rayscan.errors import DataError
-from rayscan.evaluation import protocol, thresholds
+from rayscan.evaluation import protocol, thresholds, tiles
 from rayscan.evaluation.partitions import UNLABELLED, label_codes
 from rayscan.evaluation.parts import sample_rows
 from rayscan.evaluation.splits import (
@@ -34,6 +35,7 @@ from rayscan.stages.similarity import Sample, sample_parts
 from rayscan.stages.sweep import partitions_at
 from rayscan.tables import File, Workspace
 
+_FEW = 10  # blocks of 1,024 sequences with each other: a second at most
 _PARTS = (UNSEEN_SEQUENCES, UNSEEN_SOURCES, VALIDATION)
 
 
@@ -48,6 +50,7 @@ def run(workspace: Workspace, config: RunConfig, model: Model, made_from: str) -
         _clusters(workspace, config, known),
         curve=_curve(config, samples[VALIDATION], calibration),
         training=_training(workspace, config),
+        map=in_tasks,
     )
     for part, sample in samples.items():
         found = evaluation["parts"][PART_NAMES[part]]
@@ -70,6 +73,15 @@ def run(workspace: Workspace, config: RunConfig, model: Model, made_from: str) -
     for line in as_text(result):
         say(line)
     return _headline(evaluation)
+
+
+def in_tasks(task: Callable[[Any, Any], Any], items: Sequence[Any], shared: Any) -> Iterator[Any]:
+    """The map that compares all pairs, as Ray tasks; of a few thousand sequences here, where they are."""
+    if len(items) < _FEW:
+        yield from tiles.in_threads(task, items, shared)
+    else:
+        for _, result in run_tasks(task, items, ordered=True, shared=shared):
+            yield result
 
 
 def _curve(config: RunConfig, validation: Sample, found: dict[str, Any] | None) -> Calibration | None:
