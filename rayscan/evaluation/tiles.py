@@ -77,9 +77,8 @@ def width(columns: Vectors) -> int:
     """Rows on the right side of a product, a power of two: a tile and its making then stay in the cache."""
     if not sparse.issparse(columns):
         return SIZE
-    fitting: int = _DENSE_CELLS // max(
-        columns.shape[1], 1
-    )  # the right side of a sparse product is made dense
+    # The right side of a sparse product is made dense.
+    fitting: int = _DENSE_CELLS // max(columns.shape[1], 1)
     return min(max(1 << max(fitting.bit_length() - 1, 0), SIZE // 16), SIZE)
 
 
