@@ -489,6 +489,24 @@ class EvaluateConfig(Section):
     seed: int = Field(0, description="Seed of the sampling.")
 
 
+class PaperConfig(Section):
+    """The published protocol (arXiv 2606.04733), `rayscan evaluate --protocol paper`."""
+
+    anchors: int = Field(
+        50_000, ge=10, description="Sequences of which similarities are compared, per part and kind."
+    )
+    clustered: int = Field(
+        10_000, ge=2, description="Sequences clustered at each threshold, half of them labelled, per part."
+    )
+    solver: Literal["greedy", "moves"] = Field(
+        "greedy",
+        description="Clusters by greedy additive edge contraction, as published, or by rayscan's own search, "
+        "which finds better ones in less time.",
+    )
+    tsne: int = Field(5_000, ge=0, description="Sequences placed by t-SNE, per part; 0 for none.")
+    seed: int = Field(42, description="Seed of anchors and of t-SNE.")
+
+
 class ReportConfig(Section):
     """The HTML report."""
 
@@ -544,6 +562,7 @@ class RunConfig(Section):
     scanners: ScannersConfig = ScannersConfig()
     campaigns: CampaignsConfig = CampaignsConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    paper: PaperConfig = PaperConfig()
     report: ReportConfig = ReportConfig()
     resources: ResourcesConfig = ResourcesConfig()
 

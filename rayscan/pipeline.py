@@ -93,6 +93,7 @@ class Run:
             "campaigns": self._campaigns,
             "evaluate": self._evaluate,
             "report": lambda: self._report(period),
+            "paper": self._paper,
         }
         outcome = self.outcome
         try:
@@ -248,6 +249,16 @@ class Run:
 
         return evaluate.run(self.workspace, self.config, model, made_from)
 
+    def _paper(self) -> dict[str, Any] | None:
+        model = self._model()
+        made_from = planning.paper_version(self.workspace, self.config, model)
+        if planning.version_of(self.workspace, run_file(self.config, planning.PAPER)) == made_from:
+            return None
+        self._need_ray()
+        from rayscan.stages import paper
+
+        return paper.run(self.workspace, self.config, model, made_from)
+
     def _report(self, period: str | None) -> dict[str, Any] | None:
         model = self._model()
         made_from = planning.report_version(self.workspace, self.config, model)
@@ -292,9 +303,10 @@ def plan_tune(workspace: Workspace, config: RunConfig) -> dict[str, Any]:
 def plan(uri: str, config: RunConfig, model: Model | None = None) -> list[dict[str, Any]]:
     """`status` of a workspace that need not exist yet: then everything is due."""
     if Workspace(uri).facts() is not None:
-        return status(Workspace.open(uri), config, model)
+        opened = Workspace.open(uri)
+        return [*status(opened, config, model), _paper_row(opened, config, model)]
     files = planning.find_captures(config.captures, uri)
-    later = [_status_row(stage, "", ["due"]) for stage in STAGES[1:]]
+    later = [_status_row(stage, "", ["due"]) for stage in (*STAGES[1:], "paper")]
     return [_status_row("ingest", "", [file.state for file in files]), *later]
 
 
@@ -330,14 +342,25 @@ def status(workspace: Workspace, config: RunConfig, model: Model | None = None) 
         planning.campaign_units(workspace, config),
         _rows_by_period(workspace, "campaigns", {"run": config.run}),
     )
-    for stage, name, made_from in (
-        ("evaluate", "evaluation.json", planning.evaluation_version(workspace, config, model)),
-        ("report", "report.json", planning.report_version(workspace, config, model)),
-    ):
-        found = planning.version_of(workspace, run_file(config, name))
-        state = "due" if found is None else "done" if found == made_from else "stale"
-        rows.append(_status_row(stage, "", [state]))
+    evaluated = planning.evaluation_version(workspace, config, model)
+    reported = planning.report_version(workspace, config, model)
+    rows.append(_result_row(workspace, config, "evaluate", "evaluation.json", evaluated))
+    rows.append(_result_row(workspace, config, "report", "report.json", reported))
     return rows
+
+
+def _paper_row(workspace: Workspace, config: RunConfig, model: Model | None) -> dict[str, Any]:
+    model = model or planning.find_model(workspace, config)
+    wanted = "" if model is None else planning.paper_version(workspace, config, model)
+    return _result_row(workspace, config, "paper", planning.PAPER, wanted)
+
+
+def _result_row(
+    workspace: Workspace, config: RunConfig, stage: str, name: str, wanted: str
+) -> dict[str, Any]:
+    """Status of a result that is one JSON file of the run and says what it was made from."""
+    found = planning.version_of(workspace, run_file(config, name))
+    return _status_row(stage, "", ["due" if found is None else "done" if found == wanted else "stale"])
 
 
 def _period_rows(stage: str, units: list[Unit], counts: dict[str, int]) -> list[dict[str, Any]]:

@@ -44,6 +44,9 @@ _LIBRARIES = ("ray", "torch", "numpy", "pyarrow", "deltalake", "numba", "polars"
 PIPE = "neither a file nor a folder, but a pipe, socket or device"
 """Why such a thing is refused as a capture: reading it would wait for ever, or never come to an end."""
 
+PAPER = "evaluation-paper.json"
+"""What `evaluate --protocol paper` writes; no stage of a run."""
+
 STAGES = ("ingest", "sequences", "train", "embed", "cluster", "campaigns", "evaluate", "report")
 
 
@@ -313,6 +316,15 @@ def evaluation_version(workspace: Workspace, config: RunConfig, model: Model) ->
         parts.append(scanner_version(workspace, config))
     for table, where in (("embeddings", {"model": model.id}), ("clusters", {"run": config.run})):
         parts += [file.path for file in workspace.table(table).files(where)]
+    return f"{fingerprint(parts):016x}"
+
+
+def paper_version(workspace: Workspace, config: RunConfig, model: Model) -> str:
+    """What the evaluation by the published protocol rests on."""
+    parts = [digest(config.paper, config.evaluate, config.split), model.weights]
+    if config.evaluate.labels != "capture":
+        parts.append(scanner_version(workspace, config))
+    parts += [file.path for file in workspace.table("embeddings").files({"model": model.id})]
     return f"{fingerprint(parts):016x}"
 
 

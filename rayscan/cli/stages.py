@@ -157,11 +157,27 @@ def campaigns(**options: Any) -> None:
 
 
 @click.command(epilog=EPILOG)
+@click.option(
+    "--protocol",
+    type=click.Choice(["default", "paper"]),
+    default="default",
+    show_default=True,
+    help="The evaluation of a run, or that of the paper; docs/evaluation.md.",
+)
 @model_option
 @stage_options
-def evaluate(**options: Any) -> None:
-    """Measure how well similarity tells sources apart, and clusters against labels."""
-    execute(("evaluate",), **options)
+def evaluate(protocol: str, **options: Any) -> None:
+    """Measure how well similarity tells sources apart, and clusters against labels.
+
+    Prints a table; runs/RUN/evaluation.json has every figure with its interval. --protocol paper follows
+    arXiv 2606.04733 instead (settings: section `paper`): similarities of anchors by source and by label, and
+    clusters at 100 thresholds against labels, into runs/RUN/evaluation-paper.json and tsne-PART.parquet.
+
+    \b
+      rayscan evaluate -w WS
+      rayscan evaluate -w WS --protocol paper --set paper.solver=moves
+    """
+    execute(("paper",) if protocol == "paper" else ("evaluate",), **options)
 
 
 @click.command(epilog=EPILOG)

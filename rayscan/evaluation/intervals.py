@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from rayscan.evaluation.neighbours import macro_f1
-from rayscan.evaluation.pairs import PairCounts, average_precision, centres, from_above, same_pairs
+from rayscan.evaluation.pairs import PairCounts, average_precision, centres, from_above
 from rayscan.evaluation.tiles import Vectors, squared_lengths
 
 PERCENTILES = (2.5, 97.5)
@@ -49,13 +49,18 @@ def resamples(n_sources: int, times: int, seed: int) -> NDArray[np.float64]:
 
 
 def separation_draws(
-    vectors: Vectors, source: NDArray[np.int64], counts: PairCounts, weights: NDArray[np.float64]
+    vectors: Vectors,
+    source: NDArray[np.int64],
+    counts: PairCounts,
+    pairs: tuple[NDArray[np.int64], NDArray[np.int32]],
+    weights: NDArray[np.float64],
 ) -> Draws:
     """AUROC, average precision and mean of same-source pairs; mean of different-source pairs.
 
-    `source` (N,) are positions 0 to G-1, `weights` (resamples, G), `counts` those of all pairs.
+    `source` (N,) are positions 0 to G-1, `weights` (resamples, G), `counts` those of all pairs, and `pairs`
+    the `same_pairs`.
     """
-    of, at = same_pairs(vectors, source, counts.same.size)
+    of, at = pairs
     bins, position = np.unique(at, return_inverse=True)
     ranks, middle = counts.ranks()[bins], centres(counts.same.size)[bins]
     above = from_above(counts.different)[bins]
@@ -102,6 +107,18 @@ def retrieval_draws(
         "r_at_1": _ratio(weights, of_source, size),
         "r_at_1_macro": _ratio(weights, means, several.astype(np.float64)),
     }
+
+
+def macro_mean(
+    pairs: tuple[NDArray[np.int64], NDArray[np.int32]], bins: int, weights: NDArray[np.float64]
+) -> tuple[float, NDArray[np.float64]]:
+    """Mean over sources of the mean of their own `same_pairs`, and its draws; NaN without any."""
+    of, at = pairs
+    size = np.bincount(of, minlength=weights.shape[1])
+    means = np.bincount(of, centres(bins)[at], len(size)) / np.maximum(size, 1)
+    several = (size > 0).astype(np.float64)
+    value = float(means.sum() / several.sum()) if several.any() else np.nan
+    return value, _ratio(weights, means, several)
 
 
 def pair_draws(

@@ -83,7 +83,7 @@ class PairCounts:
             return np.nan
         return average_precision(self.same.astype(np.float64), from_above(self.different))
 
-    def coarse(self, n: int = 64) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
+    def coarse(self, n: int) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
         """For plots: edges (n+1,) from -1 to 1, same (n,) and different (n,) counts."""
         edges = np.linspace(-1, 1, n + 1)
         at = np.clip(np.searchsorted(edges, centres(self.same.size), "right") - 1, 0, n - 1)

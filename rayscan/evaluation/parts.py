@@ -94,14 +94,23 @@ def figures_of(name: str, part: PartData, terms: Terms) -> Found:
     }
 
 
-def by_source(vectors: Vectors, source: NDArray[np.int64], weights: NDArray[np.float64], map: Map) -> Found:
+def by_source(
+    vectors: Vectors,
+    source: NDArray[np.int64],
+    weights: NDArray[np.float64],
+    map: Map,
+    plot_bins: int = 64,
+) -> Found:
+    """Figures of whether vectors (N, d) of one source, positions (N,) from 0, are more alike than others."""
     compared = compare(vectors, source, nearest=True, map=map)
     counts, found = compared.counts, compared.nearest
     assert found is not None
     sizes = np.bincount(source)
     several, everyone = int((sizes > 1).sum()), len(sizes)
     micro, macro = retrieval(found, source) if everyone > 1 else (np.nan, np.nan)
-    draws = intervals.separation_draws(vectors, source, counts, weights)
+    known = pairs.same_pairs(vectors, source)
+    draws = intervals.separation_draws(vectors, source, counts, known, weights)
+    mean_macro, draws["mean_same_macro"] = intervals.macro_mean(known, pairs.BINS, weights)
     draws |= intervals.retrieval_draws(np.nan_to_num(found.same), source, weights)
     return {
         "n_sequences": len(source),
@@ -114,8 +123,9 @@ def by_source(vectors: Vectors, source: NDArray[np.int64], weights: NDArray[np.f
         "r_at_1": figure(micro, draws["r_at_1"], several),
         "r_at_1_macro": figure(macro, draws["r_at_1_macro"], several),
         "mean_same": figure(counts.mean_same, draws["mean_same"], several),
+        "mean_same_macro": figure(mean_macro, draws["mean_same_macro"], several),
         "mean_different": figure(counts.mean_different, draws["mean_different"], everyone),
-        "histograms": _histograms(counts),
+        "histograms": _histograms(counts, plot_bins),
     }
 
 
@@ -197,6 +207,7 @@ def by_label(
     apart: NDArray[np.int64],
     weights: NDArray[np.float64],
     map: Map,
+    plot_bins: int = 64,
 ) -> Found:
     """The same of one label, over pairs that differ in `apart`: their source, or its network, which holds all
     of a source."""
@@ -221,7 +232,7 @@ def by_label(
         "mean_same": figure(counts.mean_same, mean_same, n),
         "mean_different": figure(counts.mean_different, None, n),
         "knn_macro_f1": votes,
-        "histograms": _histograms(counts),
+        "histograms": _histograms(counts, plot_bins),
     }
 
 
@@ -319,6 +330,6 @@ def _bound(counts: pairs.PairCounts) -> float | None:
     return error if np.isfinite(error) else None
 
 
-def _histograms(counts: pairs.PairCounts) -> Found:
-    edges, same, different = counts.coarse()
+def _histograms(counts: pairs.PairCounts, n: int) -> Found:
+    edges, same, different = counts.coarse(n)
     return {"edges": edges.tolist(), "same": same.tolist(), "different": different.tolist()}

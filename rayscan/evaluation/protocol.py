@@ -19,7 +19,8 @@ PART is {
     "available": {"sequences": int, "sources": int},     given
     "methods": {"model" | "ports" | "random": {
         "n_sequences", "n_sources", "pairs_same", "pairs_different": int,
-        "auroc", "average_precision", "r_at_1", "r_at_1_macro", "mean_same", "mean_different": FIGURE,
+        "auroc", "average_precision", "r_at_1", "r_at_1_macro", "mean_same", "mean_same_macro",
+        "mean_different": FIGURE,
         "auroc_error": float or None,                    most that binning can have moved the AUROC
         "histograms": HISTOGRAMS}},
     "labels": None or {

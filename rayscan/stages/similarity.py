@@ -8,8 +8,9 @@ sequences may be rare, so a sample of them alone comes on top.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -46,6 +47,11 @@ class Sample:
     available_sources: int
 
 
+Choose = Callable[[pa.Table], tuple[pa.Table, NDArray[np.int64]]]
+"""What is sampled: the table, perhaps with more columns, and the rows to keep. Asked of the sequences of each
+bucket and part, then of what was kept of all buckets together."""
+
+
 @dataclass(frozen=True)
 class _Bucket:
     sequences: tuple[File, ...]
@@ -58,16 +64,19 @@ def sample_parts(
     model: Model,
     parts: Sequence[int],
     known: Scanners | None = None,
+    choose: Choose | None = None,
 ) -> dict[int, Sample]:
     """A sample of each of these parts (positions in `splits.PART_NAMES`) with its embeddings.
 
-    With `known`, labels are the organisations of known scanners in place of what captures say.
+    With `known`, labels are the organisations of known scanners in place of what captures say. `choose` draws
+    another sample than that of `EvaluateConfig`.
     """
     buckets = _buckets(workspace, model)
-    split, settings = config.split, config.evaluate
+    split = config.split
+    chosen = choose or partial(_sampled, config.evaluate)
 
     def work(bucket: _Bucket, known: Scanners | None = None) -> dict[int, Sample]:
-        return _sample_bucket(workspace, bucket, parts, split, settings, known)
+        return _sample_bucket(workspace, bucket, parts, split, chosen, known)
 
     found: dict[int, list[Sample]] = {part: [] for part in parts}
     with track("sample", len(buckets), "buckets") as advance:
@@ -75,7 +84,7 @@ def sample_parts(
             for part, sample in samples.items():
                 found[part].append(sample)
             advance(1, "")
-    return {part: _join(samples, settings) for part, samples in found.items()}
+    return {part: _join(samples, chosen) for part, samples in found.items()}
 
 
 def _buckets(workspace: Workspace, model: Model) -> list[_Bucket]:
@@ -99,7 +108,7 @@ def _sample_bucket(
     bucket: _Bucket,
     parts: Sequence[int],
     split: SplitConfig,
-    settings: EvaluateConfig,
+    choose: Choose,
     known: Scanners | None,
 ) -> dict[int, Sample]:
     table = relabelled(workspace.table("sequences").read_files(bucket.sequences, _COLUMNS), known)
@@ -114,26 +123,25 @@ def _sample_bucket(
     samples = {}
     for part in parts:
         rows = np.flatnonzero(of_part == part)
-        taken = rows[_sampled(table.take(rows), settings)]
-        found = vectors_of(embedded.take(taken))
-        samples[part] = Sample(table.take(taken), found, len(rows), len(np.unique(src[rows])))
+        drawn, taken = choose(table.take(rows))
+        found = vectors_of(embedded.take(rows[taken]))
+        samples[part] = Sample(drawn.take(taken), found, len(rows), len(np.unique(src[rows])))
     return samples
 
 
-def _sampled(table: pa.Table, settings: EvaluateConfig) -> NDArray[np.int64]:
+def _sampled(settings: EvaluateConfig, table: pa.Table) -> tuple[pa.Table, NDArray[np.int64]]:
     """Rows of the sample, ascending: of all sequences, and of those with a label."""
     ids, src = table["sequence_id"].to_numpy(), table["src"].to_numpy()
     limits = (settings.max_sequences_per_source, settings.max_sequences, settings.seed)
     labelled = np.flatnonzero(pc.is_valid(table["label"]).to_numpy())
     of_labelled = labelled[sample_rows(ids[labelled], src[labelled], *limits)]
-    return np.union1d(sample_rows(ids, src, *limits), of_labelled)
+    return table, np.union1d(sample_rows(ids, src, *limits), of_labelled)
 
 
-def _join(samples: list[Sample], settings: EvaluateConfig) -> Sample:
-    table = pa.concat_tables([sample.sequences for sample in samples])
+def _join(samples: list[Sample], choose: Choose) -> Sample:
+    table, rows = choose(pa.concat_tables([sample.sequences for sample in samples]))
     filled = [sample.vectors for sample in samples if len(sample.vectors)]
     vectors = np.concatenate(filled) if filled else np.empty((0, 0), np.float32)
-    rows = _sampled(table, settings)
     order = rows[np.argsort(table["sequence_id"].to_numpy()[rows], kind="stable")]
     return Sample(
         table.take(order),
