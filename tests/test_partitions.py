@@ -13,7 +13,15 @@ from numpy.typing import NDArray
 from sklearn import metrics
 
 from rayscan.errors import DataError
-from rayscan.evaluation.partitions import UNLABELLED, Joins, agreement, compare, joins, label_codes
+from rayscan.evaluation.partitions import (
+    UNLABELLED,
+    Joins,
+    agreement,
+    compare,
+    intervals,
+    joins,
+    label_codes,
+)
 
 Ids = NDArray[np.int64]
 
@@ -175,3 +183,47 @@ def test_no_labels_at_all() -> None:
     assert codes.tolist() == [-1, -1] and names == []
     assert label_codes([])[0].tolist() == []
     assert label_codes(pa.nulls(2))[0].tolist() == [-1, -1]
+
+
+def test_intervals_are_those_of_sources_drawn_again() -> None:
+    """Sources written out as often as they are drawn: copies are others, and pairs of copies are left out."""
+    rng = np.random.default_rng(8)
+    src = rng.integers(0, 12, 90)
+    label, cluster = (src % 3 + (rng.random(90) < 0.2)).astype(np.int64), rng.integers(0, 4, 90)
+    cluster[label == 1] = 1
+    w = rng.integers(0, 3, 12).astype(np.float64)
+    rows = np.concatenate([np.flatnonzero(src == s) for s in range(12) for _ in range(int(w[s]))])
+    copy = np.concatenate(
+        [np.full((src == s).sum(), number) for s in range(12) for number in range(int(w[s]))]
+    )
+    i, j = np.triu_indices(len(rows), 1)
+    kept = (src[rows][i] != src[rows][j]) | (copy[i] == copy[j])
+    found = intervals(cluster, label, src, w[None])
+    for across in (False, True):
+        counted = kept & (src[rows][i] != src[rows][j]) if across else kept
+        joined = (cluster[rows][i] == cluster[rows][j])[counted]
+        together = (label[rows][i] == label[rows][j])[counted]
+        ends = found["join_across_sources" if across else "join"]
+        assert ends["precision"] == pytest.approx([together[joined].mean()] * 2)
+        assert ends["recall"] == pytest.approx([joined[together].mean()] * 2)
+    assert found["v_measure"] == pytest.approx([metrics.v_measure_score(label[rows], cluster[rows])] * 2)
+    once = intervals(cluster, label, src, np.ones((1, 12)))
+    assert once["ari"] == pytest.approx([metrics.adjusted_rand_score(label, cluster)] * 2)
+    assert once["join"]["f1"] == pytest.approx([joins(cluster, label).scores()["f1"]] * 2)
+
+
+def test_intervals_of_one_source_and_of_nothing() -> None:
+    one = np.zeros(4, np.int64)
+    found = intervals(np.arange(4), one, one, np.ones((3, 1)))
+    assert found["join_across_sources"] == {"precision": None, "recall": None, "f1": None}
+    assert found["join"]["recall"] == [0, 0]
+    none = intervals(one, np.full(4, UNLABELLED), one, np.ones((3, 1)))
+    assert none["ari"] is None and none["join"]["f1"] is None
+
+
+def test_a_hundred_thousand_tiny_clusters() -> None:
+    src = np.repeat(np.arange(100_000), 2)
+    found = compare(src, src // 3, src)
+    assert found["join"]["precision"] == 1 and found["join_across_sources"]["joined"] == 0
+    ends = intervals(src, src // 3, src, np.random.default_rng(0).poisson(1, (5, 100_000)).astype(np.float64))
+    assert ends["join"]["recall"][0] == pytest.approx(found["join"]["recall"], abs=0.02)

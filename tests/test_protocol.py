@@ -270,6 +270,22 @@ def test_no_clusters() -> None:
     assert found["clusters"] is None and said(found, "clusters") == ["no clusters given"]
 
 
+def test_clusters_and_threshold_on_a_terminal() -> None:
+    src, label = np.repeat(np.arange(10), 3), [str(s // 5) for s in np.repeat(np.arange(10), 3)]
+    data = ClusterData(np.repeat(np.arange(15), 2), src, label)
+    found = evaluate({}, CONFIG, {"2024-03": data})
+    for by in ("by_source", "by_label"):
+        scores = found["clusters"]["periods"]["2024-03"][by]
+        low, high = scores["intervals"]["v_measure"]
+        assert low <= scores["v_measure"] + 0.05 and scores["v_measure"] - 0.05 <= high and low < high
+    best = {"by_source": 0.41, "by_label": None}
+    text = as_text({**found, "threshold": {"value": 0.5, "sweep": {"best": best}}})
+    assert text[0] == "2024-03: 30 sequences in 15 clusters"
+    assert [line.split()[0] for line in text[2:5]] == ["with", "with", "..."]
+    assert text[5] == "threshold 0.500; best over validation sources: by source 0.41"
+    assert max(map(len, text)) <= 120
+
+
 def test_rows_and_text() -> None:
     found = evaluate({"unseen sequences": part(), "unseen sources": part(labels=False)}, CONFIG)
     rows = as_rows(found)

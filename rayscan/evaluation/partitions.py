@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+from scipy import sparse
 from scipy.special import gammaln
 
 from rayscan.errors import DataError
@@ -137,6 +138,82 @@ def compare(
         "join": joins(clusters, groups).scores(),
         "join_across_sources": None if src is None else joins(clusters, groups, src).scores(),
     }
+
+
+def intervals(
+    clusters: NDArray[np.integer],
+    groups: NDArray[np.integer],
+    src: NDArray[np.integer],
+    weights: NDArray[np.float64],
+) -> dict[str, Any]:
+    """95 % intervals [low, high] of the figures of `compare` when sources are drawn again; None if undefined.
+
+    `src` (N,) are positions 0 to G-1 and `weights` (resamples, G) say how often each source is drawn. Pairs
+    of one source count once for each time it is drawn, and never between its copies. AMI has none: what
+    chance would give is expensive to compute.
+    """
+    has = np.asarray(groups) != UNLABELLED
+    cluster, group = (np.unique(np.asarray(each)[has], return_inverse=True)[1] for each in (clusters, groups))
+    source, n = np.asarray(src)[has], weights.shape[1]
+    cell = np.unique(cluster * (int(group.max(initial=0)) + 1) + group, return_inverse=True)[1]
+    tables = [_by_group(kind, source, n) for kind in (np.zeros(len(source), np.int64), cluster, group, cell)]
+    draws = np.array([_redrawn(tables, w) for w in weights]).reshape(len(weights), len(_REDRAWN))
+    ends = [_ends(column) for column in draws.T]
+    found: dict[str, Any] = dict(zip(_REDRAWN, ends, strict=True))
+    for kind in ("join", "join_across_sources"):
+        found[kind] = {name: found.pop(f"{kind} {name}") for name in ("precision", "recall", "f1")}
+    return found
+
+
+_REDRAWN = (
+    "ari", "homogeneity", "completeness", "v_measure",
+    "join precision", "join recall", "join f1",
+    "join_across_sources precision", "join_across_sources recall", "join_across_sources f1",
+)  # fmt: skip
+
+
+def _by_group(kind: NDArray[np.int64], source: NDArray[np.int64], n: int) -> sparse.csr_array:
+    """Sequences of each source in each group, (groups, sources)."""
+    shape = (int(kind.max(initial=-1)) + 1, n)
+    return sparse.coo_array((np.ones(len(kind)), (kind, source)), shape=shape).tocsr()
+
+
+def _redrawn(tables: list[sparse.csr_array], w: NDArray[np.float64]) -> tuple[float, ...]:
+    """The figures of `_REDRAWN` when sources count so often; tables: all, clusters, groups, their cells."""
+    sizes = [table @ w for table in tables]
+    own = [float(((table.data**2) * w[table.indices] ** 2).sum()) for table in tables]
+    within = [float((table.data * (table.data - 1) * w[table.indices]).sum()) / 2 for table in tables]
+    across = [float((size**2).sum() - same) / 2 for size, same in zip(sizes, own, strict=True)]
+    every = [a + b for a, b in zip(across, within, strict=True)]
+    total = float(sizes[0].sum())
+    h_clusters, h_groups, h_cells = (_weighted_entropy(size, total) for size in sizes[1:])
+    information = h_clusters + h_groups - h_cells
+    homogeneity = information / h_groups if h_groups > 0 else 1.0
+    completeness = information / h_clusters if h_clusters > 0 else 1.0
+    both = homogeneity + completeness
+    v = 2 * homogeneity * completeness / both if both > 0 else 0.0
+    pairs, joined, together, right = every
+    chance = joined * together / pairs if pairs else np.nan
+    room = (joined + together) / 2 - chance
+    ari = (right - chance) / room if room > 0 else np.nan
+    found = [ari, homogeneity, completeness, v] if total else [np.nan] * 4
+    for _, claimed, actual, hit in (every, across):
+        found += [_share(hit, claimed), _share(hit, actual), _share(2 * hit, claimed + actual)]
+    return tuple(found)
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole > 0 else np.nan
+
+
+def _weighted_entropy(sizes: NDArray[np.float64], total: float) -> float:
+    p = sizes[sizes > 0] / max(total, 1)
+    return float(-(p * np.log(p)).sum())
+
+
+def _ends(draws: NDArray[np.float64]) -> list[float] | None:
+    kept = draws[np.isfinite(draws)]
+    return [float(end) for end in np.percentile(kept, (2.5, 97.5))] if len(kept) else None
 
 
 def _f1(right: int, claimed: int, actual: int) -> dict[str, float | None]:

@@ -47,7 +47,8 @@ what is undefined (then said in "not_computed") or has no interval. HISTOGRAMS i
 "same": [64], "different": [64]}, counts of pairs. AGREEMENT is {"sequences", "groups", "ari", "ami",
 "homogeneity", "completeness", "v_measure", "join", "join_across_sources"}; the last two {"precision",
 "recall", "f1"} of joins, "pairs", "joined", "together", "both", "cuts": {"precision", "recall", "f1"},
-"accuracy", "macro_f1", "weighted_f1"} (`partitions.Joins`), or None for sources.
+"accuracy", "macro_f1", "weighted_f1"} (`partitions.Joins`), or None for sources; and "intervals": {name:
+[low, high] or None} with the names of `partitions.intervals`.
 
 The stage adds "made_from", "run", "config_hash", "model", "labels_from", and "threshold": {"value", "how":
 "auto" | "given", "calibration": None or the fields of a `Calibration`, "sweep": None or {"part": NAME,
@@ -69,6 +70,7 @@ from rayscan.clustering.calibration import Calibration
 from rayscan.config import EvaluateConfig
 from rayscan.errors import DataError
 from rayscan.evaluation import partitions, tiles
+from rayscan.evaluation.intervals import resamples
 from rayscan.evaluation.parts import PartData, Terms, figures_of, positions
 from rayscan.evaluation.splits import PART_NAMES, UNSEEN_SOURCES, network_of
 from rayscan.methods.floors import port_vectors
@@ -135,8 +137,13 @@ def evaluate(
     if clusters is None:
         terms.note("clusters", "no clusters given")
     else:
-        periods = {period: _period(period, data, terms) for period, data in clusters.items()}
-        found["clusters"] = {"periods": periods}
+        items = list(clusters.items())
+        periods = zip(items, map(_period, items, config), strict=True)
+        found["clusters"] = {"periods": {}}
+        for (period, _), (agreement, missing) in periods:
+            found["clusters"]["periods"][period] = agreement
+            for what, why in missing:
+                terms.note(what, why)
     return found
 
 
@@ -161,25 +168,36 @@ def _groups(part: PartData | None, training: Training | None, terms: Terms) -> F
     return found
 
 
-def _period(period: str, data: ClusterData, terms: Terms) -> Found:
+def _period(item: tuple[str, ClusterData], config: EvaluateConfig) -> tuple[Found, list[tuple[str, str]]]:
+    """Agreement of one period's clusters, and what could not be computed and why."""
+    period, data = item
     what = f"clusters / {period}"
     if len({len(data.cluster), len(data.src)} | ({len(data.label)} if data.label is not None else set())) > 1:
         raise DataError(f"{what}: columns differ in length; give one cluster, source and label per sequence")
-    cluster, src = np.asarray(data.cluster, np.int64), np.asarray(data.src, np.int64)
+    cluster = np.asarray(data.cluster, np.int64)
+    source, n_sources = positions(np.asarray(data.src, np.int64))
     sizes = np.unique(cluster, return_counts=True)[1]
     codes = None if data.label is None else partitions.label_codes(data.label)[0]
-    if codes is not None and not (codes != partitions.UNLABELLED).any():
+    missing = []
+    if codes is None or not (codes != partitions.UNLABELLED).any():
         codes = None
-    if codes is None:
-        terms.note(f"{what} / by_label", "no labels")
+        missing.append((f"{what} / by_label", "no labels"))
     if not len(cluster):
-        terms.note(f"{what} / by_source", "no sequences")
+        missing.append((f"{what} / by_source", "no sequences"))
+    weights = resamples(n_sources, config.bootstrap, config.seed)
+    by_source, by_label = None, None
+    if len(cluster):
+        ends = partitions.intervals(cluster, source, source, weights)
+        by_source = {**partitions.compare(cluster, source), "intervals": ends}
+    if codes is not None:
+        ends = partitions.intervals(cluster, codes, source, weights)
+        by_label = {**partitions.compare(cluster, codes, source), "intervals": ends}
     return {
         "sequences": len(cluster),
-        "sources": len(np.unique(src)),
+        "sources": n_sources,
         "clusters": len(sizes),
         "singletons": int((sizes == 1).sum()),
         "largest": int(sizes.max(initial=0)),
-        "by_source": partitions.compare(cluster, positions(src)[0]) if len(cluster) else None,
-        "by_label": None if codes is None else partitions.compare(cluster, codes, src),
-    }
+        "by_source": by_source,
+        "by_label": by_label,
+    }, missing

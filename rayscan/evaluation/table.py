@@ -45,8 +45,9 @@ def as_rows(evaluation: Found) -> list[Found]:
 
 
 def as_text(evaluation: Found) -> list[str]:
-    """The same for a terminal: a table for each part and kind of group, then what was not computed."""
-    lines, above = [], None
+    """The same for a terminal, then clusters, threshold and calibration, then what was not computed."""
+    lines: list[str] = []
+    above = None
     for row in as_rows(evaluation):
         columns = _COLUMNS[row["by"].split()[0]]
         if (row["part"], row["by"]) != above:
@@ -55,11 +56,55 @@ def as_text(evaluation: Found) -> list[str]:
             lines.append(f"{title}: {row['n_sequences']:,} sequences of {row['n_sources']:,} sources")
             lines.append(f"  {'method':8}" + "".join(f"{column:>22}" for column in columns.values()))
         lines.append(f"  {row['method']:8}" + "".join(f"{_cell(row[key]):>22}" for key in columns))
+    lines += _of_clusters(evaluation["clusters"]) + _of_threshold(evaluation)
     reasons: dict[str, list[str]] = {}
     for item in evaluation["not_computed"]:
         reasons.setdefault(item["why"], []).append(item["what"])
     for why, what in reasons.items():
         lines += wrap(f"not computed, {why}: {', '.join(what)}", 110, subsequent_indent="  ")
+    return lines
+
+
+def _of_clusters(clusters: Found | None) -> list[str]:
+    """Agreement of each period's clusters with sources and labels."""
+    lines = []
+    for period, found in (clusters or {"periods": {}})["periods"].items():
+        lines.append(f"{period}: {found['sequences']:,} sequences in {found['clusters']:,} clusters")
+        lines.append(f"  {'':22}" + "".join(f"{name:>22}" for name in ("ARI", "V-measure", "join F1", "AMI")))
+        for by, join, title in _AGREEMENT:
+            if of := found[by]:
+                ends = of["intervals"]
+                figures = [_bounded(of[name], ends[name]) for name in ("ari", "v_measure")]
+                figures.append(_bounded(of[join]["f1"], ends[join]["f1"]))
+                figures.append(_bounded(of["ami"], None))
+                lines.append(f"  {title:22}" + "".join(f"{_cell(figure):>22}" for figure in figures))
+    return lines
+
+
+_AGREEMENT = (
+    ("by_source", "join", "with sources"),
+    ("by_label", "join", "with labels"),
+    ("by_label", "join_across_sources", "... of other sources"),
+)
+
+
+def _bounded(value: float | None, ends: list[float] | None) -> Found:
+    if value is None or ends is None:
+        return {"value": value, "low": None, "high": None}
+    return {"value": value, "low": min(ends[0], value), "high": max(ends[1], value)}
+
+
+def _of_threshold(evaluation: Found) -> list[str]:
+    lines = []
+    for name, part in evaluation["parts"].items():
+        if part["calibration"]:
+            error = _cell(part["calibration"]["error"])
+            lines.append(f"{name}: chances that a pair is of one source are off by {error}")
+    threshold = evaluation.get("threshold")
+    if threshold and threshold["sweep"]:
+        best = threshold["sweep"]["best"].items()
+        shown = ", ".join(f"{by.replace('_', ' ')} {value:.2f}" for by, value in best if value is not None)
+        lines.append(f"threshold {threshold['value']:.3f}; best over validation sources: {shown or 'none'}")
     return lines
 
 
