@@ -292,6 +292,33 @@ def tune(workspace: Workspace, config: RunConfig, address: str | None = None) ->
         return DONE, stage.run(workspace, config, name)
 
 
+def evaluate_seeds(
+    workspace: Workspace, config: RunConfig, count: int, address: str | None = None
+) -> list[dict[str, Any]]:
+    """Train, embed and evaluate with so many seeds from `train.seed` on; the rows of `seeds.across`.
+
+    The first is the run itself, the others are runs named RUN-seed1 and so on. What is done is not done again.
+    """
+    from rayscan.evaluation import seeds
+    from rayscan.stages.session import session
+
+    first, found = config.train.seed, []
+    with session(config.resources, address):
+        for seed in range(first, first + count):
+            train = config.train.model_copy(update={"seed": seed})
+            name = config.run if seed == first else f"{config.run}-seed{seed}"
+            one = config.model_copy(update={"run": name, "train": train})
+            run = Run(workspace, one, address)
+            run.execute(("train", "embed", "evaluate"))
+            found.append(workspace.read_json(run_file(one, "evaluation.json")) or {})
+    rows = seeds.across(found)
+    facts = {"seeds": list(range(first, first + count)), "config_hash": planning.config_hash(config)}
+    workspace.write_json(run_file(config, "evaluation-seeds.json"), {**facts, "rows": rows})
+    for line in seeds.as_text(rows):
+        say(line)
+    return rows
+
+
 def plan_tune(workspace: Workspace, config: RunConfig) -> dict[str, Any]:
     """What `tune` would do; changes nothing."""
     planning.training_files(workspace, config)

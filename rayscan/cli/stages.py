@@ -164,20 +164,52 @@ def campaigns(**options: Any) -> None:
     show_default=True,
     help="The evaluation of a run, or that of the paper; docs/evaluation.md.",
 )
+@click.option(
+    "--seeds",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Train, embed and evaluate with so many seeds from train.seed on.",
+)
 @model_option
 @stage_options
-def evaluate(protocol: str, **options: Any) -> None:
+def evaluate(protocol: str, seeds: int, **options: Any) -> None:
     """Measure how well similarity tells sources apart, and clusters against labels.
 
     Prints a table; runs/RUN/evaluation.json has every figure with its interval. --protocol paper follows
     arXiv 2606.04733 instead (settings: section `paper`): similarities of anchors by source and by label, and
     clusters at 100 thresholds against labels, into runs/RUN/evaluation-paper.json and tsne-PART.parquet.
+    --seeds says how far figures move with the seed of training: runs/RUN/evaluation-seeds.json.
 
     \b
       rayscan evaluate -w WS
       rayscan evaluate -w WS --protocol paper --set paper.solver=moves
     """
-    execute(("paper",) if protocol == "paper" else ("evaluate",), **options)
+    if seeds > 1:
+        if protocol == "paper" or options["model"] or options["dry_run"]:
+            raise click.UsageError("--seeds trains models; it goes with no --protocol, --model or --dry-run")
+        _evaluate_seeds(seeds, **options)
+    else:
+        execute(("paper",) if protocol == "paper" else ("evaluate",), **options)
+
+
+def _evaluate_seeds(
+    count: int,
+    workspace: str,
+    preset: str,
+    config_file: Path | None,
+    sets: tuple[str, ...],
+    address: str | None,
+    as_json: bool,
+    **_: Any,
+) -> None:
+    config = configuration.load(preset, config_file, sets)
+    from rayscan import pipeline
+    from rayscan.tables import Workspace
+
+    rows = pipeline.evaluate_seeds(Workspace.open(workspace), config, count, address)
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
 
 
 @click.command(epilog=EPILOG)
