@@ -297,7 +297,7 @@ def evaluate_seeds(
 ) -> list[dict[str, Any]]:
     """Train, embed and evaluate with so many seeds from `train.seed` on; the rows of `seeds.across`.
 
-    The first is the run itself, the others are runs named RUN-seed1 and so on. What is done is not done again.
+    The first is the run itself, the others are named RUN-seed1 and so on. What is done is not done again.
     """
     from rayscan.evaluation import seeds
     from rayscan.stages.session import session
