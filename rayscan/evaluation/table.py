@@ -74,9 +74,10 @@ def _of_clusters(clusters: Found | None) -> list[str]:
         for by, join, title in _AGREEMENT:
             if of := found[by]:
                 ends = of["intervals"]
-                figures = [_bounded(of[name], ends[name]) for name in ("ari", "v_measure")]
-                figures.append(_bounded(of[join]["f1"], ends[join]["f1"]))
-                figures.append(_bounded(of["ami"], None))
+                figures = [_bounded(of[name], ends.get(name)) for name in ("ari", "v_measure", "ami")]
+                if join == "join_across_sources":  # the others know no pairs
+                    figures = [_bounded(None, None)] * 3
+                figures.insert(2, _bounded(of[join]["f1"], ends[join]["f1"]))
                 lines.append(f"  {title:22}" + "".join(f"{_cell(figure):>22}" for figure in figures))
     return lines
 
