@@ -73,7 +73,10 @@ def test_layout() -> None:
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert list(found) == ["version", "settings", "parts", "groups", "clusters", "not_computed"]
     assert found["version"] == 1 and found["settings"]["bootstrap"] == 50
-    assert [item["why"] for item in found["not_computed"]] == ["no curve was fitted on validation sources"]
+    assert {item["what"]: item["why"] for item in found["not_computed"]} == {
+        "unseen sources / calibration": "no curve was fitted on validation sources",
+        "groups": "what the model was trained on is not known",
+    }
     of = found["parts"]["unseen sources"]
     assert (of["sequences"], of["sources"]) == (200, 40)
     assert of["available"] == {"sequences": 200, "sources": 40}

@@ -149,7 +149,10 @@ def evaluate(
 
 def _groups(part: PartData | None, training: Training | None, terms: Terms) -> Found:
     """Figures of those unseen sources that training knew least of."""
-    if part is None or training is None or not len(part.src):
+    if part is None or not len(part.src):
+        return {}
+    if training is None:
+        terms.note("groups", "what the model was trained on is not known")
         return {}
     rows = {NEW_NETWORKS: np.flatnonzero(~np.isin(network_of(part.src), training.networks))}
     if part.start is not None:
