@@ -334,7 +334,10 @@ def _take(steps, best, i, step, similarity, other, same):  # type: ignore[no-unt
 def _keep_best(  # type: ignore[no-untyped-def]
     tile, exclude_a, exclude_b, skip, first_a, first_b, index_a, similarity_a, index_b, similarity_b, last
 ):
-    """Brings the best k of both ends up to date; last (J,): the least of the best of each column."""
+    """Brings the best k of both ends up to date; last (J,): the least of the best of each column.
+
+    Tiles of a block come by rising row and column, so of equally similar ones those that are there stay.
+    """
     k = index_a.shape[1]
     for i in range(tile.shape[0]):
         start = max(i + skip, 0)
@@ -342,12 +345,12 @@ def _keep_best(  # type: ignore[no-untyped-def]
         best, news = np.float32(-np.inf), np.int32(0)
         for j in range(row.size):
             best = max(best, row[j])
-            news |= np.int32(row[j] >= far[j])
-        if best < similarity_a[i, k - 1] and not news:
+            news |= np.int32(row[j] > far[j])
+        if best <= similarity_a[i, k - 1] and not news:
             continue
         for j in range(row.size):
             s, to = row[j], start + j
-            if (s < similarity_a[i, k - 1] and s < far[j]) or (
+            if (s <= similarity_a[i, k - 1] and s <= far[j]) or (
                 exclude_a is not None and exclude_a[i] == exclude_b[to]
             ):
                 continue
@@ -358,9 +361,9 @@ def _keep_best(  # type: ignore[no-untyped-def]
 
 @nb.njit(nogil=True, cache=True)
 def _insert(index, similarity, other, s):  # type: ignore[no-untyped-def]
-    """Puts a neighbour among the best k, if it is one: more similar first, then by row."""
+    """Puts a neighbour among the best k, if it is one: behind those as similar."""
     at = index.size
-    while at > 0 and (similarity[at - 1] < s or (similarity[at - 1] == s and index[at - 1] > other)):
+    while at > 0 and similarity[at - 1] < s:
         if at < index.size:
             index[at], similarity[at] = index[at - 1], similarity[at - 1]
         at -= 1
