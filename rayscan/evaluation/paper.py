@@ -132,6 +132,8 @@ def _by_label(name: str, anchors: Anchors, terms: Terms) -> Found | None:
     source, n = positions(anchors.data.src[rows])
     weights = intervals.resamples(n, terms.config.bootstrap, terms.config.seed)
     figures = by_label(_vectors(anchors, rows), label, source, source, weights, terms.map, _BINS)
+    if not figures["pairs_same"]:
+        terms.note(f"{name} / by label", "no two sources share a label")
     return _study(figures, len(rows), n)
 
 
