@@ -8,7 +8,7 @@ against sources and labels.
     {"version": 1,
      "settings": fields of EvaluateConfig,
      "parts": {NAME: PART},
-     "groups": {NAME: PART or None},                          harder parts of the parts, see below
+     "groups": {NAME: PART or None},                          of unseen sources, see below
      "clusters": None or {"periods": {PERIOD: {
          "sequences", "sources", "clusters", "singletons", "largest": int,
          "by_source": AGREEMENT or None, "by_label": AGREEMENT or None}}},
