@@ -8,7 +8,8 @@ driver, a worker of Ray, the raylet, the S3 server. The moment is a stage of the
 it has begun, both by chance (seeded). The server that is killed is the proxy before the real one, whose
 requests in flight are lost, and it comes back after some seconds: what an outage of a store looks like that
 does not lose what it has acknowledged. Then the run is started again until it says that it is done, and all
-tables are compared with those of an undisturbed run: row for row, and every column.
+tables are compared with those of an undisturbed run: row for row, every column, and with the embeddings
+the trained model too.
 
 A process of Ray that outlives its driver is counted, and killed by its number.
 """
@@ -56,7 +57,10 @@ KEYS = {
     "captures": ["path"],
     "rejects": ["path", "reason"],
 }
-_OWN = {"captures": ["modified"], "rejects": []}  # of the copy in the bucket, not of the content
+_OWN = {"captures": ["modified"]}  # of the copy in the bucket, not of the content
+_SUMS = (
+    "cohesion",
+)  # added in the order in which threads come: the last bits differ in undisturbed runs too
 _DRIVER_S, _ATTEMPTS = 900.0, 4
 
 
@@ -71,6 +75,7 @@ class Round:
     struck: str = "nothing: it was over"
     codes: list[int] = field(default_factory=list)  # exit codes of the struck run and of the reruns
     left_over: int = 0  # processes of Ray that outlived their driver by ten seconds
+    said: list[str] = field(default_factory=list)  # last words of those that failed
     different: list[str] = field(default_factory=list)  # tables
     seconds: float = 0.0
 
@@ -111,7 +116,9 @@ class Site:
         for table, keys in KEYS.items():
             rows = pl.from_arrow(workspace.table(table).read())
             assert isinstance(rows, pl.DataFrame)
-            found[table] = rows.drop(_OWN.get(table, [])).sort(keys)
+            rows = rows.drop(_OWN.get(table, [])).sort(keys)
+            exact = [pl.col(name).round(9) for name in _SUMS if name in rows.columns]
+            found[table] = rows.with_columns(exact)
         return found
 
 
@@ -155,13 +162,12 @@ def play(site: Site, number: int, chance: random.Random, victim: str, stage: str
         time.sleep(done.after_s)
         tree = set(below(process.pid))
         done.struck = _strike(site, process, sorted(tree), victim, chance)
-    done.codes.append(_end(process))
+    _end(process, done)
     done.left_over = _left_over(tree)
     for _ in range(_ATTEMPTS):
         if done.codes[-1] == 4:
             break
-        process = site.run(name)
-        done.codes.append(_end(process))
+        _end(site.run(name), done)
     found = site.tables(name)
     done.different = [table for table, rows in site.expected.items() if not rows.equals(found[table])]
     done.seconds = round(time.monotonic() - began, 1)
@@ -202,15 +208,17 @@ def _strike(
     return what
 
 
-def _end(process: subprocess.Popen[str]) -> int:
-    """Its exit code; a process that goes on for ever is killed, and that is code -99."""
+def _end(process: subprocess.Popen[str], done: Round) -> None:
+    """Note its exit code; a process that goes on for ever is killed, and that is code -99."""
     try:
-        process.communicate(timeout=_DRIVER_S)
+        _, said = process.communicate(timeout=_DRIVER_S)
+        done.codes.append(process.returncode)
     except subprocess.TimeoutExpired:
         kill(process.pid, *below(process.pid))
-        process.communicate()
-        return -99
-    return process.returncode
+        _, said = process.communicate()
+        done.codes.append(-99)
+    if done.codes[-1] not in (0, 4):
+        done.said.append(" ".join(said.split())[-300:])
 
 
 def _left_over(tree: set[int]) -> int:
