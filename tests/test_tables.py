@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 
 import duckdb
@@ -308,6 +309,38 @@ def test_of_writers_of_one_key_one_wins(storage: str) -> None:
     winner = next(number for number, how in outcome.items() if how == "won")
     assert ids(table, KEY) == [winner]
     assert ids(table) == sorted([winner, winner, 50])
+
+
+FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
+REPLACE = """
+import os, sys
+sys.path.insert(0, os.environ["HERE"])
+from test_tables import *
+table = Workspace.open(sys.argv[1]).table("embeddings")
+put(table, KEY, 7, made_from=7, read_version=table.version())
+print(datetime.now().year)
+"""
+
+
+@pytest.mark.skipif(FAKETIME is None, reason="libfaketime is not installed")
+def test_a_clock_that_goes_back_by_years_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Versions are numbers: what is newest, done and in use is told without clocks."""
+    table = Workspace.open(tmp_path, IngestConfig()).table("embeddings")
+    put(table, KEY, 1, made_from=1)
+    put(table, OTHER, 2, made_from=1)
+    monkeypatch.setenv("LD_PRELOAD", str(FAKETIME))
+    monkeypatch.setenv("FAKETIME", "-1500d")
+    year, _ = python(REPLACE, str(tmp_path)).communicate()
+    monkeypatch.delenv("LD_PRELOAD")
+    assert int(year) < datetime.now().year
+    assert ids(table) == [2, 7]
+    assert table.is_done(KEY, 7)
+    put(table, KEY, 8, made_from=8, read_version=table.version())
+    assert ids(table) == [2, 8]
+    table.vacuum(168)
+    assert ids(table) == [2, 8]
 
 
 # ---------------------------------------------------------------------------------------------
