@@ -190,15 +190,19 @@ def use(page: Path) -> None:
     browser = Chromium(binary)
     try:
         browser.view(1360, 1000)
-        loads = []
+        walls, busy = [], []
         for _ in range(3):
             browser.open(page)
-            loads.append(browser.ask("performance.getEntriesByType('navigation')[0].loadEventEnd") / 1000)
-        print(f"opened in {min(loads):.2f} s (best of {', '.join(f'{load:.2f}' for load in loads)})")
+            walls.append(browser.ask("performance.getEntriesByType('navigation')[0].loadEventEnd") / 1000)
+            busy.append(browser.busy_s())
+        print(f"{'opened, best of 3':20}{min(walls):8.2f} s wall{min(busy):8.2f} s CPU of the page's thread")
         for name, script in USES.items():
-            took = browser.ask(f"(async () => {{ const t = performance.now(); await {script};"
-                               "return performance.now() - t; })()")  # fmt: skip
-            print(f"{name:20}{took:8.0f} ms")
+            before = browser.busy_s()
+            clock = "const t = performance.now()"
+            took = browser.ask(
+                f"(async () => {{ {clock}; await {script}; return performance.now() - t; }})()"
+            )
+            print(f"{name:20}{took / 1000:8.2f} s wall{browser.busy_s() - before:8.2f} s CPU")
         print("map by", browser.ask("document.querySelector('.map canvas').dataset.painter"))
         if browser.problems:
             print("problems:", *browser.problems, sep="\n  ")

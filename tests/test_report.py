@@ -37,6 +37,7 @@ from rayscan.report.details import DETAILS
 from rayscan.report.page import CAMPAIGNS, NEAR, PERIODS, POINTS, verdict
 from rayscan.report.plots import block
 from rayscan.report.summary import ACTIVITY, origins
+from rayscan.report.sweep import sweep_page
 
 ADDRESS = re.compile(r"\b\d{1,3}(\.\d{1,3}){3}\b")
 
@@ -283,7 +284,10 @@ def test_texts_from_the_data_stay_texts() -> None:
         },
         schema=schema.REJECTS,
     )
-    nasty = example(labels=NASTY, rejects=rejects, title=NASTY[0], config_yaml=NASTY[1], run=NASTY[3])
+    files = same(example().captures.slice(0, 1), path=NASTY[0], format=NASTY[1])
+    nasty = example(
+        labels=NASTY, captures=files, rejects=rejects, title=NASTY[0], config_yaml=NASTY[1], run=NASTY[3]
+    )
     page = Page(render(nasty))
     assert [tag for tag, _ in page.tags].count("script") == 7
     assert not {"img"} & {tag for tag, _ in page.tags}
@@ -713,6 +717,25 @@ def test_narrow_screens_do_not_scroll_sideways(opened: Chromium) -> None:
     opened.ask(FRAME)
     assert opened.ask("document.documentElement.scrollWidth") <= 360
     opened.view(1200, 900)
+
+
+def test_the_page_of_a_sweep_is_quiet(chromium: Chromium, tmp_path: Path) -> None:
+    """With settings of every kind, texts that are markup, and a trial that failed."""
+    rows: list[dict[str, Any]] = [
+        {"trial": i, "separation": 0.9 - i / 10, "steps": 50 * (i + 1), "error": NASTY[i],
+         "train.learning_rate": 10.0**-i, "model.pooling": NASTY[i], "model.bidirectional": bool(i % 2)}
+        for i in range(3)
+    ]  # fmt: skip
+    rows.append({**rows[0], "trial": 3, "separation": None})
+    curve = [{"trial": i, "step": step, "separation": 0.5} for i in range(3) for step in (50, 100)]
+    (tmp_path / "sweep.html").write_text(sweep_page(rows, curve), "utf-8")
+    chromium.open(tmp_path / "sweep.html")
+    assert chromium.ask("document.querySelectorAll('.canvas .main-svg').length") >= 2
+    ticks = chromium.ask("[...document.querySelectorAll('#plot-settings .xtick')].map((e) => e.textContent)")
+    assert ticks == ["learning_rate", "pooling", "bidirectional", "steps", "separation"]
+    assert NASTY[0] in chromium.ask("document.querySelector('table').textContent")
+    assert "1 trial came to no result" in chromium.ask("document.body.textContent")
+    assert chromium.problems == [] and len(chromium.requests) == 1
 
 
 def test_a_page_of_nothing_is_quiet(chromium: Chromium, tmp_path: Path) -> None:

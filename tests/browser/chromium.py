@@ -1,7 +1,8 @@
 """A headless Chromium, driven over its DevTools protocol: open a page, ask it questions, take its picture.
 
-Only what the tests of the report need. The protocol is JSON over a websocket; aiohttp, which Ray brings,
-speaks it. Everything runs in the caller's thread: events that arrive while an answer is awaited are kept.
+Only what tests and benchmarks of the report need. The protocol is JSON over a websocket; aiohttp, which Ray
+brings, speaks it. Everything runs in the caller's thread: events that arrive while an answer is awaited are
+kept.
 """
 
 from __future__ import annotations
@@ -101,6 +102,11 @@ class Chromium:
             raise AssertionError(f"{expression}: {_describe(reply['exceptionDetails'])}")
         return reply["result"].get("value")
 
+    def busy_s(self) -> float:
+        """CPU time of the page's main thread since it was opened, whatever else the machine does."""
+        metrics = self._call("Performance.getMetrics")["metrics"]
+        return float(next(item["value"] for item in metrics if item["name"] == "TaskDuration"))
+
     def screenshot(self, path: Path, *, whole: bool = False) -> None:
         """PNG of the window, or of the whole page."""
         params = {"format": "png", "captureBeyondViewport": whole}
@@ -129,6 +135,7 @@ class Chromium:
         self._session = (await self._exchange("Target.attachToTarget", attach))["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"):
             await self._exchange(f"{domain}.enable", {})
+        await self._exchange("Performance.enable", {"timeDomain": "threadTicks"})
 
     def _call(self, method: str, params: dict[str, Any] | None = None) -> dict[str, Any]:
         return self._loop.run_until_complete(self._exchange(method, params or {}))
