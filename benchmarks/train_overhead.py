@@ -85,7 +85,8 @@ def main() -> None:
         workspace = Workspace.open(Path(folder, "ws"), config.ingest)
         with session(config.resources):
             Run(workspace, config).execute(("ingest", "sequences"))
-            compare(workspace, config, options.rounds)
+            files = planning.training_files(workspace, config)
+            compare(workspace, planning.settled(workspace, config, files), options.rounds)
 
 
 def compare(workspace: Workspace, config: RunConfig, rounds: int) -> None:

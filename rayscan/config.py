@@ -18,7 +18,7 @@ import hashlib
 import ipaddress
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
@@ -42,7 +42,8 @@ from rayscan.errors import ConfigError
 ENV_PREFIX = "RAYSCAN_"
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # becomes part of a path
 Tracker = Literal["tensorboard", "mlflow", "wandb"]
-Input = Literal["dst", "dst_port", "proto", "gap", "ttl", "size", "tcp_flags", "src_port", "icmp_code"]
+Unsure = Literal["dst", "ttl", "size", "tcp_flags", "src_port", "icmp_code"]  # not in every capture
+Input = Literal["dst_port", "proto", "gap"] | Unsure
 
 
 def _how(default: Any, description: str, **constraints: Any) -> Any:
@@ -234,8 +235,13 @@ class ModelConfig(Section):
     inputs: tuple[Input, ...] = Field(
         ("dst", "dst_port", "proto", "gap"),
         min_length=1,
-        description="Columns of a flow the encoder sees. Also, where captures record them: ttl, size, "
-        "tcp_flags, src_port, icmp_code. The type of ICMP stands in dst_port.",
+        description="Columns of a flow the encoder sees. The type of ICMP stands in dst_port.",
+    )
+    optional: tuple[Unsure, ...] = Field(
+        ("src_port", "icmp_code"),
+        description="Further inputs, of which training takes those that all of its sequences record; also "
+        "ttl, size, tcp_flags.",
+        json_schema_extra={"neutral": []},
     )
     d_model: int = Field(128, ge=8, description="Width of the transformer.")
     layers: int = Field(2, ge=1, description="Transformer layers.")
@@ -282,9 +288,15 @@ class ModelConfig(Section):
     def _check(self) -> Self:
         if self.d_model % self.heads:
             raise ValueError(f"heads {self.heads} does not divide d_model {self.d_model}")
-        if len(set(self.inputs)) != len(self.inputs):
-            raise ValueError("inputs names a column twice")
+        named = (*self.inputs, *self.optional)
+        if len(set(named)) != len(named):
+            raise ValueError("inputs names a column twice, or one of optional")
         return self
+
+    def settled(self, is_recorded: Callable[[str], bool]) -> Self:
+        """The same with those optional inputs that are recorded among the inputs, and no others."""
+        more = tuple(filter(is_recorded, self.optional))
+        return self.model_copy(update={"inputs": (*self.inputs, *more), "optional": ()})
 
 
 class TrainConfig(Section):
@@ -295,6 +307,12 @@ class TrainConfig(Section):
         256, ge=2, description="Sources in the global batch, over all workers; two sequences of each."
     )
     temperature: float = Field(0.15, gt=0, description="Temperature of NT-Xent.")
+    negatives: Literal["anchor", "batch"] = Field(
+        "batch",
+        description="Hold a pair of one source against the pairs of different sources of the whole batch, as "
+        "one threshold for all pairs asks for, or, as NT-Xent does, against those of its first member.",
+        json_schema_extra={"neutral": "anchor"},
+    )
     alpha: float = Field(0.5, ge=0, le=1, description="Sources are drawn with probability ∝ sequences^alpha.")
     learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate of AdamW.")
     schedule: Literal["cosine", "constant"] = Field("cosine", description="Rate after the warm-up.")

@@ -84,7 +84,7 @@ def starting_from(config: RunConfig, found: Named) -> RunConfig:
         raise ModelError(
             f"{found.folder or found.model.id}: cannot build this model: {error.errors()[0]['msg']}"
         ) from None
-    if model != config.model:
+    if model != config.model.settled(model.inputs.__contains__):
         say("train: the settings of section `model` are those of the model to go on from")
     train = config.train.model_copy(update={"start": found.model.id})
     return config.model_copy(update={"model": model, "train": train})

@@ -248,6 +248,13 @@ def find_model(workspace: Workspace, config: RunConfig) -> Model | None:
     return Model(name, str(facts["weights"]), workspace.read_json(f"models/{name}/card.json") or {})
 
 
+def settled(workspace: Workspace, config: RunConfig, files: list[File]) -> RunConfig:
+    """The settings with those optional inputs of the model that all of these sequences record."""
+    table = workspace.table("sequences")
+    model = config.model.settled(lambda name: table.records(files, name))
+    return config.model_copy(update={"model": model})
+
+
 def training_files(workspace: Workspace, config: RunConfig) -> list[File]:
     """Sequence files to train on. Raises DataError when there are none."""
     files = workspace.table("sequences").files()

@@ -50,7 +50,8 @@ SEQUENCE_LISTS = {
     "src_port": pa.int32(),
     "icmp_code": pa.int16(),
 }
-"""Per-flow columns of a sequence. dst and the last five are null lists where no flow records them."""
+"""Per-flow columns of a sequence. dst and the last five are null lists where no flow records them, though
+some could: an ICMP code is not missing where nobody pings."""
 
 SEQUENCES = pa.schema(
     [

@@ -28,6 +28,8 @@ MAX_FLOWS = 2**31 - 1
 
 _REQUIRED = ("ts", "src", "dst_port", "proto")
 _OPTIONAL_LISTS = ("dst", "ttl", "size", "tcp_flags", "src_port", "icmp_code")
+_ONLY_OF = {"tcp_flags": (6,), "src_port": (6, 17), "icmp_code": (1,)}
+"""Protocols of the flows that can have the column. Where there are none, it is not unrecorded, but empty."""
 
 Ints = NDArray[np.int64]
 
@@ -157,7 +159,7 @@ def _lists(flows: pa.Table, ts: Ints, windows: _Windows) -> dict[str, pa.Array]:
     offsets = pa.array(windows.start, pa.int32())
     lists: dict[str, pa.Array] = {}
     for name, kind in SEQUENCE_LISTS.items():
-        if name in _OPTIONAL_LISTS and not _recorded(flows, name):
+        if name in _OPTIONAL_LISTS and not (_recorded(flows, name) or _none_could(flows, name)):
             lists[name] = pa.nulls(len(windows.index), pa.list_(kind))
         else:
             values = _gaps(ts, windows) if name == "gap_us" else _ints(flows, name)[windows.row]
@@ -167,6 +169,11 @@ def _lists(flows: pa.Table, ts: Ints, windows: _Windows) -> dict[str, pa.Array]:
 
 def _recorded(flows: pa.Table, name: str) -> bool:
     return name in flows.column_names and flows.column(name).null_count < flows.num_rows
+
+
+def _none_could(flows: pa.Table, name: str) -> bool:
+    of = _ONLY_OF.get(name)
+    return of is not None and not pc.any(pc.is_in(flows["proto"], pa.array(of))).as_py()
 
 
 def _gaps(ts: Ints, windows: _Windows) -> Ints:

@@ -370,6 +370,18 @@ class Table:
         except pa.ArrowException as error:
             raise WorkspaceError(f"{self.url(file.path)} is damaged: {error}") from error
 
+    def records(self, files: Iterable[File], column: str) -> bool:
+        """Has every row of these files a value in this column? Told by their footers alone.
+
+        Raises WorkspaceError as `read_files` does.
+        """
+        fs, root = self.workspace.location(self.name)
+        for file in files:
+            with self._reading(file), pq.ParquetFile(fs.open_input_file(f"{root}/{file.path}")) as parquet:
+                if any(_nulls(parquet.metadata.row_group(g), column) for g in range(parquet.num_row_groups)):
+                    return False
+        return True
+
     # -- driver side: looking
 
     def version(self) -> int:
@@ -639,6 +651,12 @@ def _stats(rows: int, metadata: pq.FileMetaData) -> str:
             "maxValues": {k: _plain(v) for k, v in greatest.items()},
         }
     )
+
+
+def _nulls(group: pq.RowGroupMetaData, column: str) -> int:
+    """Values that are null; in a list column, lists: tables hold no nulls inside lists."""
+    parts = (group.column(c) for c in range(group.num_columns))
+    return sum(part.statistics.null_count for part in parts if part.path_in_schema.split(".")[0] == column)
 
 
 def _plain(value: Any) -> Any:

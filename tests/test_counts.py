@@ -63,15 +63,22 @@ def test_only_the_inputs_are_looked_at(inputs):
     assert ("ttl of service" in found) == ("ttl" in inputs)
 
 
-def test_a_feature_adds_the_root_of_its_number():
+def test_what_is_added_up():
+    """Values by the root of how often they occur; what is of the whole sequence by half the root of flows."""
     rows = 4096
     counts = Counts(INPUTS, rows, rows)
     counts.weight.data = torch.eye(rows)
-    row_FL = hashed(torch.stack(list(features(flows(), INPUTS).values()), dim=1), rows)[0]
+    values_FL = torch.stack([x[0] for x in features(flows(), INPUTS).values()])
     expected = np.zeros(rows)
-    for row_L in row_FL.tolist():
+    for row_L in hashed(values_FL.unsqueeze(0), rows)[0].tolist():
         for row, times in Counter(row_L).items():
             expected[row] += times**0.5
+    different = [int(4 * np.log2(len(set(value_L)))) for value_L in values_FL.tolist()]
+    least, median, most, in_all = (np.log2(1 + ms) for ms in (0, 1e3, 3.6e6, 3.601e6))
+    found = [least, least, median, most, most, in_all]  # quartiles of three gaps, and their sum
+    durations = [int(2 * x) for x in found] + [int(x + 0.5) for x in found]
+    whole = torch.tensor([[[x] for x in different + durations]])
+    np.add.at(expected, hashed(whole, rows, salt=len(different))[0, :, 0].numpy(), 1.0)
     found = counts(flows())[0].detach().numpy()
     np.testing.assert_allclose(found / np.linalg.norm(found), expected / np.linalg.norm(expected), atol=1e-6)
     assert np.linalg.norm(found) == pytest.approx(rows**0.5 / 2)

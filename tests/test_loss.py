@@ -21,15 +21,18 @@ def at_angles(*degrees: float) -> torch.Tensor:
     return torch.stack([radians.cos(), radians.sin()], dim=1).float()
 
 
-def slow(z: torch.Tensor, source: torch.Tensor, temperature: float) -> float:
+def slow(z: torch.Tensor, source: torch.Tensor, temperature: float, negatives: str) -> float:
     """The definition, pair by pair."""
     z, terms = z.double(), []
+    pairs = [(i, j) for i in range(len(z)) for j in range(len(z)) if source[i] != source[j]]
+    of_batch = sum(math.exp(float(z[i] @ z[j]) / temperature) for i, j in pairs) / len(z)
     for i in range(len(z)):
         s = [math.exp(float(z[i] @ z[j]) / temperature) for j in range(len(z))]
         positives = [j for j in range(len(z)) if j != i and source[j] == source[i]]
-        negatives = sum(s[j] for j in range(len(z)) if source[j] != source[i])
+        of_anchor = sum(s[j] for j in range(len(z)) if source[j] != source[i])
+        against = of_anchor if negatives == "anchor" else of_batch
         if positives:
-            terms.append(sum(-math.log(s[j] / (s[j] + negatives)) for j in positives) / len(positives))
+            terms.append(sum(-math.log(s[j] / (s[j] + against)) for j in positives) / len(positives))
     return sum(terms) / len(terms) if terms else 0.0
 
 
@@ -58,12 +61,14 @@ def test_pairs_are_simclrs_cross_entropy():
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.parametrize("negatives", ["anchor", "batch"])
 @pytest.mark.parametrize("source", [[0, 1, 0, 1, 0], [3, 3, 3, 3, 1, 1, 2], [5, 5, 5, 1, 2, 3]])
-def test_many_positives_and_single_sources(source):
+def test_many_positives_and_single_sources(source, negatives):
     torch.manual_seed(1)
     source = torch.tensor(source)
     z = F.normalize(torch.randn(len(source), 5), dim=1)
-    assert nt_xent(z, source, 0.2).item() == pytest.approx(slow(z, source, 0.2), rel=1e-5)
+    expected = slow(z, source, 0.2, negatives)
+    assert nt_xent(z, source, 0.2, negatives).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_same_source_never_repels():
@@ -75,10 +80,11 @@ def test_same_source_never_repels():
     assert torch.autograd.grad(loss, z)[0].abs().max() < 1e-6
 
 
+@pytest.mark.parametrize("negatives", ["anchor", "batch"])
 @pytest.mark.parametrize("source", [[0, 0, 0, 0], [0, 1, 2, 3]])
-def test_nothing_to_contrast_is_zero_and_finite(source):
+def test_nothing_to_contrast_is_zero_and_finite(source, negatives):
     z = at_angles(0, 10, 20, 30).requires_grad_()
-    loss = nt_xent(z, torch.tensor(source), 0.1)
+    loss = nt_xent(z, torch.tensor(source), 0.1, negatives)
     gradient = torch.autograd.grad(loss, z)[0]
     assert loss.item() == 0
     assert gradient.abs().max() == 0
@@ -106,14 +112,14 @@ def inputs() -> torch.Tensor:
     return torch.randn(sum(SIZES), 6, generator=torch.Generator().manual_seed(5))
 
 
-def _process(rank: int, folder: str) -> None:
+def _process(rank: int, folder: str, negatives: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     begin = sum(SIZES[:rank])
     mine = slice(begin, begin + SIZES[rank])
     net = nn.parallel.DistributedDataParallel(network())
     z = F.normalize(net(inputs()[mine]), dim=1)
-    loss = global_nt_xent(z, SOURCES[mine], 0.2, SIZES)
+    loss = global_nt_xent(z, SOURCES[mine], 0.2, SIZES, negatives)
     loss.backward()
     gathered, source, offset = gather_with_gradient(z.detach(), SOURCES[mine], SIZES)
     gradients = [p.grad for p in net.module.parameters()]
@@ -121,13 +127,14 @@ def _process(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def test_two_processes_equal_one():
+@pytest.mark.parametrize("negatives", ["anchor", "batch"])
+def test_two_processes_equal_one(negatives):
     net = network()
     z = F.normalize(net(inputs()), dim=1)
-    expected = nt_xent(z, SOURCES, 0.2)
+    expected = nt_xent(z, SOURCES, 0.2, negatives)
     expected.backward()
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_process, (folder,), nprocs=2)
+        mp.spawn(_process, (folder, negatives), nprocs=2)
         results = [torch.load(Path(folder) / f"{rank}.pt") for rank in (0, 1)]
     mean = sum(loss.item() for loss, *_ in results) / 2
     assert mean == pytest.approx(expected.item(), abs=1e-5)

@@ -48,6 +48,8 @@ def reference(rows: list[dict], length: int, min_length: int) -> tuple[list[dict
     for row in rows:
         by_source[row["src"]].append(row)
     recorded = {n: any(row.get(n) is not None for row in rows) for n in ("dst", *OPTIONAL)}
+    for name, protocols in (("tcp_flags", {6}), ("src_port", {6, 17}), ("icmp_code", {1})):
+        recorded[name] |= not any(row["proto"] in protocols for row in rows)
     out, dropped_flows, dropped_sources = [], 0, 0
     for src in sorted(by_source):
         ordered = sorted(by_source[src], key=lambda row: row["ts"])
@@ -159,8 +161,9 @@ def test_optional_columns_may_be_absent() -> None:
     required = ("ts", "src", "dst_port", "proto")
     result, _ = build(table([flow(1, 0), flow(1, 1)], required), 2, 1)
     assert result["dst"].to_pylist() == [None]
-    for name in (*OPTIONAL, "zmap", "masscan", "mirai", "label"):
+    for name in ("ttl", "size", "tcp_flags", "src_port", "zmap", "masscan", "mirai", "label"):
         assert result[name].null_count == 1
+    assert result["icmp_code"].to_pylist() == [[-1, -1]]  # of TCP: not unrecorded
 
 
 def test_no_flows_give_no_sequences() -> None:

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tables_of_sequences import sequences_of
 
 from rayscan import schema
 from rayscan.config import IngestConfig
@@ -142,6 +143,21 @@ def test_read_rows_reads_a_slice(table: Table) -> None:
     for start, stop in ((0, 1), (0, 1000), (998, 1000), (400, 400)):
         found = table.read_rows(file, start, stop, ["sequence_id"])["sequence_id"].to_pylist()
         assert found == list(range(start, stop))
+
+
+def test_whether_all_rows_record_a_column(storage: str) -> None:
+    sequences = Workspace.open(storage, IngestConfig()).table("sequences")
+    whole = sequences_of([[{}], [{}, {}]])
+    ports = pa.array([[1], [2, 3]], pa.list_(pa.int32()))
+    at = schema.SEQUENCES.get_field_index("src_port")
+    files = [
+        sequences.write(table, {"period": "2024-01", "bucket": bucket})
+        for bucket, table in enumerate((whole, whole.set_column(at, "src_port", ports)))
+    ]
+    assert not sequences.records(files, "src_port")
+    assert not sequences.records(files[:1], "src_port")
+    assert sequences.records(files[1:], "src_port")
+    assert sequences.records(files, "dst")
 
 
 def test_rows_of_a_small_table_are_replaced_by_value(storage: str) -> None:

@@ -33,7 +33,7 @@ from rayscan.model import artefact
 from rayscan.model.encoder import Encoder
 from rayscan.model.fit import separation
 from rayscan.model.sampling import validation_sample
-from rayscan.planning import training_files
+from rayscan.planning import settled, training_files
 from rayscan.simulate import simulate_to
 from rayscan.stages.train import by_bucket, loader
 from rayscan.tables import Workspace
@@ -108,6 +108,9 @@ def test_the_workspace_is_a_hard_one(trained: Path) -> None:
 def test_card_and_curve(trained: Path) -> None:
     folder = model_of(trained)
     card = json.loads((folder / "card.json").read_text())
+    # The captures record source ports, and ICMP packets in another way than by code.
+    inputs = json.loads((folder / "config.json").read_text())["model"]["inputs"]
+    assert inputs == ["dst", "dst_port", "proto", "gap", "src_port"]
     assert card["prefixes"] == ["198.18.4.0/23"]
     assert card["data_from"].startswith("2024-01-01")
     assert card["data_to"].startswith("2024-02")
@@ -139,9 +142,9 @@ def test_going_on_from_a_model_on_a_new_period(copy: Path) -> None:
     assert second != first
     assert (first / "model.safetensors").read_bytes() == weights
 
-    asked = settings("train.periods=2024-02")
-    opened = Workspace.open(copy)
-    buckets = by_bucket(training_files(opened, asked))
+    opened, asked = Workspace.open(copy), settings("train.periods=2024-02")
+    files = training_files(opened, asked)
+    buckets, asked = by_bucket(files), settled(opened, asked, files)
     validation = validation_sample(tuple(buckets), loader(opened, asked, buckets), asked.split)
     assert validation is not None
     drift = json.loads((second / "drift.json").read_text())

@@ -7,11 +7,12 @@ each feature of each flow is hashed to a row of one table, and the rows of a seq
 that is a random projection of the counts, whose cosine is about theirs (Weinberger et al., Feature hashing
 for large scale multitask learning, 2009); training then weighs and turns the rows it meets. A feature that
 occurs n times in a sequence adds √n rows and not n: a thousand flows to one port say little more than a
-hundred.
+hundred. What only the sequence as a whole has (how many different ports, how long the longest gap) is
+counted too.
 
 Times of day and dates are no features: they tell when somebody scanned and not how.
 
-Shapes: B sequences, L flows, F features, D dimensions.
+Shapes: B sequences, L flows, F features of flows, G of whole sequences, D dimensions.
 """
 
 from __future__ import annotations
@@ -38,18 +39,25 @@ class Counts(nn.Module):
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         rows, width = self.weight.shape
+        mask_BL = batch["mask"]
         values_BFL = torch.stack(list(features(batch, self.inputs).values()), dim=1)
         row_BFL = hashed(values_BFL, rows)
         # Padding sorts to the end and weighs nothing. Equal rows then stand side by side, which is how
         # they are counted; their order does not matter to a sum.
-        row_BFL, _ = row_BFL.masked_fill(~batch["mask"].unsqueeze(1), rows).sort(dim=-1)
-        times_BFL = torch.searchsorted(row_BFL, row_BFL, right=True) - torch.searchsorted(row_BFL, row_BFL)
-        share_BFL = (row_BFL < rows) / times_BFL.to(self.weight.dtype).sqrt()
+        row_BFL, _ = row_BFL.masked_fill(~mask_BL.unsqueeze(1), rows).sort(dim=-1)
+        first_BFL = torch.searchsorted(row_BFL, row_BFL)
+        times_BFL = torch.searchsorted(row_BFL, row_BFL, right=True) - first_BFL
+        there_BFL = row_BFL < rows
+        share_BFL = there_BFL / times_BFL.to(self.weight.dtype).sqrt()
+        new_BFL = there_BFL & (first_BFL == torch.arange(row_BFL.shape[-1], device=row_BFL.device))
+        whole_BG = torch.cat([_different(new_BFL), *_durations(batch, self.inputs)], dim=1)
+        row_BG = hashed(whole_BG.unsqueeze(-1), rows, salt=row_BFL.shape[1]).squeeze(-1)
+        share_BG = (mask_BL.sum(dim=1, keepdim=True) ** 0.5 / 2).expand(row_BG.shape)
         sum_BD = F.embedding_bag(
-            row_BFL.clamp(max=rows - 1).flatten(1),
+            torch.cat([row_BFL.clamp(max=rows - 1).flatten(1), row_BG], dim=1),
             self.weight,
             mode="sum",
-            per_sample_weights=share_BFL.to(self.weight.dtype).flatten(1),
+            per_sample_weights=torch.cat([share_BFL.flatten(1), share_BG], dim=1).to(self.weight.dtype),
         )
         return F.normalize(sum_BD, dim=-1) * (math.sqrt(width) / 2)
 
@@ -57,19 +65,25 @@ class Counts(nn.Module):
 def features(batch: dict[str, Tensor], inputs: tuple[str, ...]) -> dict[str, Tensor]:
     """Each flow's features as integers, int64 [B, L] each, by name: those whose inputs there are.
 
-    The value of every input; service with destination and with what was asked before; gaps at one, two and
-    four steps an octave, with service, destination and the gap before; the steps from one flow to the next.
+    The value of every input; service with destination and with the one and two asked before; gaps at one,
+    two and four steps an octave, with service, destination and the gap before; the steps from one flow to
+    the next.
     """
     found: dict[str, Tensor] = {name: batch[name] for name in inputs if name != "gap"}
     if "dst_port" in inputs:
         service = service_of(batch)
-        found |= {"service": service, "next service": _pair(service, _before(service)), "page": service >> 16}
+        two = _pair(service, _before(service))
+        found |= {"service": service, "next service": two, "page": service >> 16}
+        found["third service"] = _pair(two, _before(_before(service)))
         if "dst" in inputs:
             found["direction"] = _pair(_direction(batch["dst_port"]), _direction(batch["dst"]))
+            place = _pair(service, batch["dst"])
+            found["next place"] = _pair(place, _before(place))
     if "dst" in inputs:
         found["step"] = batch["dst"] - _before(batch["dst"])
+        found["next step"] = _pair(found["step"], _before(found["step"]))
     if "gap" in inputs:
-        octaves = (batch["gap"] * GAP_SPREAD + GAP_CENTRE) / math.log(2)
+        octaves = _octaves(batch["gap"])
         coarse, gap, fine = (_steps(octaves * n) for n in (1, 2, 4))
         found |= {"coarse gap": coarse, "gap": gap, "fine gap": fine, "next gap": _pair(gap, _before(coarse))}
     for one in ("dst", "gap", "ttl", "size", "tcp_flags", "src_port", "icmp_code"):
@@ -85,10 +99,39 @@ def service_of(batch: dict[str, Tensor]) -> Tensor:
     return batch["dst_port"] * 256 + (0 if proto is None else proto.clamp(min=0))
 
 
-def hashed(values_BFL: Tensor, rows: int) -> Tensor:
-    """Row of each feature's value in a table, int64 [B, F, L]; equal values of two features differ."""
-    salt_F1 = torch.arange(1, values_BFL.shape[1] + 1, device=values_BFL.device).unsqueeze(1)
+def hashed(values_BFL: Tensor, rows: int, salt: int = 0) -> Tensor:
+    """Row of each feature's value in a table, int64 [B, F, L]; equal values of two features differ.
+
+    `salt` is the number of features that were hashed into the table before.
+    """
+    salt_F1 = salt + torch.arange(1, values_BFL.shape[1] + 1, device=values_BFL.device).unsqueeze(1)
     return (_mixed(values_BFL + _mixed(salt_F1)) & (2**63 - 1)) % rows
+
+
+def _different(new_BFL: Tensor) -> Tensor:
+    """How many different values each feature takes, four steps an octave, int64 [B, F]."""
+    return torch.floor(4 * new_BFL.sum(dim=-1).float().log2() + 0.01).long()
+
+
+def _durations(batch: dict[str, Tensor], inputs: tuple[str, ...]) -> list[Tensor]:
+    """Quartiles of the gaps and their sum, by half octaves and octaves, int64 [B, 1]; -1 without gaps."""
+    if "gap" not in inputs:
+        return []
+    mask_BL, gaps_B1 = batch["mask"], batch["mask"].sum(dim=1, keepdim=True) - 1
+    octaves_BL = _octaves(batch["gap"])
+    is_gap_BL = mask_BL & (torch.arange(mask_BL.shape[1], device=mask_BL.device) > 0)
+    ordered_BL, _ = octaves_BL.masked_fill(~is_gap_BL, math.inf).sort(dim=-1)
+    places_B1 = [(quarter * (gaps_B1 - 1) / 4).round().long().clamp(min=0) for quarter in range(5)]
+    found = [ordered_BL.gather(1, place_B1) for place_B1 in places_B1]
+    milliseconds_BL = torch.exp2(octaves_BL.double()).sub(1).masked_fill(~is_gap_BL, 0)
+    found.append(milliseconds_BL.sum(dim=1, keepdim=True).add(1).log2().float())
+    shifted = [2 * x_B1 for x_B1 in found] + [x_B1 + 0.5 for x_B1 in found]
+    return [torch.floor(x_B1 + 1e-3).masked_fill(gaps_B1 < 1, -1).long() for x_B1 in shifted]
+
+
+def _octaves(gap_BL: Tensor) -> Tensor:
+    """log2(1 + milliseconds) of `features.gap_feature`."""
+    return (gap_BL * GAP_SPREAD + GAP_CENTRE) / math.log(2)
 
 
 def _mixed(x: Tensor) -> Tensor:

@@ -216,7 +216,7 @@ class _Run:
         with autocast(self.device):
             vectors = self.forward(to_device(batch.tensors, self.device))
         source = batch.source.to(self.device, non_blocking=True)
-        loss = global_nt_xent(vectors, source, train.temperature, batch.sizes)
+        loss = global_nt_xent(vectors, source, train.temperature, batch.sizes, train.negatives)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         limit = math.inf if train.clip_norm is None else train.clip_norm

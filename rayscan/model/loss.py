@@ -9,6 +9,10 @@ and the loss is the mean over the anchors that have a positive. With two vectors
 NT-Xent (Chen et al., A Simple Framework for Contrastive Learning of Visual Representations, 2020). With
 more, positives do not push each other away, as they would as terms of one softmax.
 
+That asks of a pair to be more alike than others of *its anchor*. Clustering holds all pairs against one
+threshold, and so does AUROC; `negatives="batch"` therefore puts the mean of this sum over all anchors in its
+place: every pair of one source is held against all pairs of different sources in the batch.
+
 Under W processes the vectors are gathered with their gradient, and each process takes the loss of its own
 anchors against all vectors, so that none computes the whole N×N matrix.
 
@@ -17,25 +21,33 @@ Shapes: N vectors, A of them anchors, D dimensions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+Negatives = Literal["anchor", "batch"]
 
-def nt_xent(z_ND: Tensor, source_N: Tensor, temperature: float) -> Tensor:
+
+def nt_xent(z_ND: Tensor, source_N: Tensor, temperature: float, negatives: Negatives = "anchor") -> Tensor:
     """Contrastive loss (scalar, float32) of unit vectors `z_ND` that stem from the sources `source_N`.
 
     0 with a gradient of 0 if no source occurs twice or there is only one source.
     """
-    losses_A, weight_A = _anchor_losses(z_ND, source_N, z_ND, source_N, 0, temperature)
-    return losses_A.sum() / weight_A.sum().clamp(min=1)
+    return global_nt_xent(z_ND, source_N, temperature, (len(z_ND),), negatives)
 
 
-def global_nt_xent(z_AD: Tensor, source_A: Tensor, temperature: float, sizes: Sequence[int]) -> Tensor:
+def global_nt_xent(
+    z_AD: Tensor,
+    source_A: Tensor,
+    temperature: float,
+    sizes: Sequence[int],
+    negatives: Negatives = "anchor",
+) -> Tensor:
     """This process's part of `nt_xent` over the vectors of all processes of the default group.
 
     `sizes` says how many vectors each process holds; they may differ. The part is scaled by the number of
@@ -43,33 +55,23 @@ def global_nt_xent(z_AD: Tensor, source_A: Tensor, temperature: float, sizes: Se
     gradients, which DistributedDataParallel takes, is its gradient. (The gather's backward pass has by then
     summed what every process's part adds to a vector.) One size alone means one process: plain `nt_xent`.
     """
-    if len(sizes) == 1:
-        return nt_xent(z_AD, source_A, temperature)
-    z_ND, source_N, offset = gather_with_gradient(z_AD, source_A, sizes)
-    losses_A, _ = _anchor_losses(z_AD, source_A, z_ND, source_N, offset, temperature)
-    anchors = ((source_N[:, None] == source_N).sum(dim=1) > 1).sum()
-    return losses_A.sum() * len(sizes) / anchors.clamp(min=1)
-
-
-def _anchor_losses(
-    z_AD: Tensor, source_A: Tensor, z_ND: Tensor, source_N: Tensor, offset: int, temperature: float
-) -> tuple[Tensor, Tensor]:
-    """Loss of each anchor, 0 where it has no positive, and 1 or 0 for whether it has one; both (A,).
-
-    Anchor i is row offset + i of z_ND.
-    """
+    several = len(sizes) > 1
+    z_ND, source_N, offset = gather_with_gradient(z_AD, source_A, sizes) if several else (z_AD, source_A, 0)
     logits_AN = z_AD.float() @ z_ND.float().T / temperature
     same_AN = source_A[:, None] == source_N
     # The lowest finite number instead of -inf: with no negative at all, the gradient is 0 and not NaN.
-    negatives_A = logits_AN.masked_fill(same_AN, torch.finfo(logits_AN.dtype).min).logsumexp(dim=1)
+    against_A = logits_AN.masked_fill(same_AN, torch.finfo(logits_AN.dtype).min).logsumexp(dim=1)
+    if negatives == "batch":
+        against_N = gather_with_gradient(against_A[:, None], source_A, sizes)[0] if several else against_A
+        against_A = (against_N.flatten().logsumexp(dim=0) - math.log(len(source_N))).expand(len(z_AD))
     rows = torch.arange(len(z_AD), device=z_AD.device)
     positive_AN = same_AN.index_put(
         (rows, rows + offset), torch.zeros((), dtype=torch.bool, device=z_AD.device)
     )
-    pair_AN = F.softplus(negatives_A[:, None] - logits_AN)
-    count_A = positive_AN.sum(dim=1)
-    losses_A = pair_AN.masked_fill(~positive_AN, 0).sum(dim=1) / count_A.clamp(min=1)
-    return losses_A, (count_A > 0).float()
+    pair_AN = F.softplus(against_A[:, None] - logits_AN)
+    losses_A = pair_AN.masked_fill(~positive_AN, 0).sum(dim=1) / positive_AN.sum(dim=1).clamp(min=1)
+    anchors = ((source_N[:, None] == source_N).sum(dim=1) > 1).sum()
+    return losses_A.sum() * len(sizes) / anchors.clamp(min=1)
 
 
 def gather_with_gradient(z_AD: Tensor, source_A: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Tensor, int]:

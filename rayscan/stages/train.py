@@ -78,7 +78,8 @@ def run(workspace: Workspace, config: RunConfig, fresh: bool) -> Counts:
     check_room(config.resources.train_cpus, config.resources.train_gpus, config.train.workers)
     files = planning.training_files(workspace, config)
     post = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Post).remote()
-    trainer = _trainer(workspace, config, name, _Job(workspace, config, name, files, post))
+    settled = planning.settled(workspace, config, files)
+    trainer = _trainer(workspace, config, name, _Job(workspace, settled, name, files, post))
     try:
         with _curve_folder(workspace, name) as folder:
             told = {

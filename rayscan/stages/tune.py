@@ -222,7 +222,7 @@ def _advance(job: _Job, trial: Trial) -> Result | None:
     """Train a trial from where it was to the end of the rung. None if the time limit comes first."""
     torch.set_num_threads(job.threads)
     began = time.time()
-    config = trial.config
+    config = planning.settled(job.workspace, trial.config, job.files)
     train = config.train.model_copy(update={"checkpoint_every": config.train.steps})
     buckets = by_bucket(job.files)
     load = loader(job.workspace, config, buckets)
