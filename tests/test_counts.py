@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from rayscan.model.counts import Counts, features, hashed
 from rayscan.model.encoder import Service, Waves
@@ -82,6 +83,18 @@ def test_what_is_added_up():
     found = counts(flows())[0].detach().numpy()
     np.testing.assert_allclose(found / np.linalg.norm(found), expected / np.linalg.norm(expected), atol=1e-6)
     assert np.linalg.norm(found) == pytest.approx(rows**0.5 / 2)
+
+
+def test_source_ports_count_where_they_come_again():
+    inputs = ("dst_port", "src_port")
+    counts = Counts(inputs, 4096, 64)
+    torch.nn.init.normal_(counts.weight, generator=torch.Generator().manual_seed(0))
+
+    def vector(*ports: int) -> torch.Tensor:
+        return F.normalize(counts(flows() | {"src_port": torch.tensor([ports])}), dim=1)[0]
+
+    assert vector(50_001, 50_002, 50_003, 50_004) @ vector(40_001, 40_002, 40_003, 40_004) > 0.99
+    assert vector(6000, 6000, 6000, 6000) @ vector(7000, 7000, 7000, 7000) < 0.9
 
 
 def test_unseen_values_tell_sequences_apart_before_any_training():

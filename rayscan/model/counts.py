@@ -7,8 +7,8 @@ each feature of each flow is hashed to a row of one table, and the rows of a seq
 that is a random projection of the counts, whose cosine is about theirs (Weinberger et al., Feature hashing
 for large scale multitask learning, 2009); training then weighs and turns the rows it meets. A feature that
 occurs n times in a sequence adds √n rows and not n: a thousand flows to one port say little more than a
-hundred. What only the sequence as a whole has (how many different ports, how long the longest gap) is
-counted too.
+hundred. A source port adds √(n − 1): most are drawn at random, and only those that tools fix come again. What
+only the sequence as a whole has (how many different ports, how long the longest gap) is counted too.
 
 Times of day and dates are no features: they tell when somebody scanned and not how.
 
@@ -40,15 +40,16 @@ class Counts(nn.Module):
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         rows, width = self.weight.shape
         mask_BL = batch["mask"]
-        values_BFL = torch.stack(list(features(batch, self.inputs).values()), dim=1)
-        row_BFL = hashed(values_BFL, rows)
+        found = features(batch, self.inputs)
+        row_BFL = hashed(torch.stack(list(found.values()), dim=1), rows)
         # Padding sorts to the end and weighs nothing. Equal rows then stand side by side, which is how
         # they are counted; their order does not matter to a sum.
         row_BFL, _ = row_BFL.masked_fill(~mask_BL.unsqueeze(1), rows).sort(dim=-1)
         first_BFL = torch.searchsorted(row_BFL, row_BFL)
         times_BFL = torch.searchsorted(row_BFL, row_BFL, right=True) - first_BFL
         there_BFL = row_BFL < rows
-        share_BFL = there_BFL / times_BFL.to(self.weight.dtype).sqrt()
+        once_F1 = torch.tensor([[name.startswith("src_port")] for name in found], device=row_BFL.device)
+        share_BFL = there_BFL * (times_BFL - once_F1.long()).to(self.weight.dtype).sqrt() / times_BFL
         new_BFL = there_BFL & (first_BFL == torch.arange(row_BFL.shape[-1], device=row_BFL.device))
         whole_BG = torch.cat([_different(new_BFL), *_durations(batch, self.inputs)], dim=1)
         row_BG = hashed(whole_BG.unsqueeze(-1), rows, salt=row_BFL.shape[1]).squeeze(-1)
