@@ -38,6 +38,7 @@ TTL_WIDTH, SIZE_WIDTH, FLAGS_WIDTH = 8, 8, 8
 SIZES = 1501
 """Packet sizes told apart; larger ones, which Ethernet does not carry, count as 1500 bytes."""
 FLAGS = 512  # nine TCP flags
+PART_TOKENS = 1024  # on a CPU, flows that go through the layers together: their activations are 1 MB
 CODE_WIDTH = 4  # of ICMP
 
 
@@ -248,15 +249,37 @@ class Encoder(nn.Module):
         mask_BL = batch["mask"]
         x_BLD = self.tokens(batch)
         x_BLD = x_BLD + self._positions(x_BLD)
-        # Whether a batch has padding is asked on the CPU only: the answer would make a GPU wait.
-        full = mask_BL.device.type == "cpu" and bool(mask_BL.all())
-        mask_B11L = None if full or self.config.causal else mask_BL[:, None, None, :]
-        for layer in self.layers:
-            x_BLD = layer(x_BLD, mask_B11L)
-        z_BD = self.project(self.pool(self.norm(x_BLD), mask_BL, full)).float()
+        if mask_BL.device.type == "cpu":
+            pooled_BD = self._in_parts(x_BLD, mask_BL)
+        else:
+            pooled_BD = self._pooled(x_BLD, mask_BL, full=False)
+        z_BD = self.project(pooled_BD).float()
         if self.counts is not None:
             z_BD = z_BD + self.counts(batch)
         return F.normalize(z_BD, dim=-1)
+
+    def _in_parts(self, x_BLD: Tensor, mask_BL: Tensor) -> Tensor:
+        """`_pooled` of some sequences of like length after the other, so that what a layer works on stays in
+        the cache and hardly any padding is computed."""
+        longest_first_B = mask_BL.sum(dim=1).argsort(descending=True, stable=True)
+        full = bool(mask_BL.all())
+        if not full:
+            x_BLD, mask_BL = x_BLD.index_select(0, longest_first_B), mask_BL[longest_first_B]
+        parts = max(1, PART_TOKENS // mask_BL.shape[1])
+        pooled = []
+        for x_PLD, mask_PL in zip(torch.split(x_BLD, parts), torch.split(mask_BL, parts), strict=True):
+            longest = int(mask_PL[0].sum())
+            mask_PL = mask_PL[:, :longest]
+            pooled.append(self._pooled(x_PLD[:, :longest], mask_PL, full or bool(mask_PL.all())))
+        pooled_BD = torch.cat(pooled)
+        return pooled_BD if full else pooled_BD.index_select(0, longest_first_B.argsort())
+
+    def _pooled(self, x_BLD: Tensor, mask_BL: Tensor, full: bool) -> Tensor:
+        """What the layers make of the tokens, over the flows. `full`: no padding, as far as is known."""
+        mask_B11L = None if full or self.config.causal else mask_BL[:, None, None, :]
+        for layer in self.layers:
+            x_BLD = layer(x_BLD, mask_B11L)
+        return self.pool(self.norm(x_BLD), mask_BL, full)
 
     def _positions(self, x_BLD: Tensor) -> Tensor:
         length = x_BLD.shape[1]
