@@ -92,7 +92,7 @@ def test_first_loss_is_that_of_the_initial_weights():
     """The loop adds nothing to the definition: loss of step 1 without dropout, computed by hand."""
     model = MODEL.model_copy(update={"dropout": 0.0})
     start: list[TrainState] = []
-    train = TRAIN.model_copy(update={"steps": 1, "learning_rate": 1e-30})
+    train = TRAIN.model_copy(update={"steps": 1, "learning_rate": 1e-30, "negatives": "anchor"})
     result = fit(model, train, sampler(train), on_checkpoint=lambda s, m: start.append(s))
     encoder = Encoder(model)
     encoder.load_state_dict({k[6:]: x for k, x in start[0].tensors.items() if k.startswith("model.")})
