@@ -654,9 +654,10 @@ def _stats(rows: int, metadata: pq.FileMetaData) -> str:
 
 
 def _nulls(group: pq.RowGroupMetaData, column: str) -> int:
-    """Values that are null; in a list column, lists: tables hold no nulls inside lists."""
-    parts = (group.column(c) for c in range(group.num_columns))
-    return sum(part.statistics.null_count for part in parts if part.path_in_schema.split(".")[0] == column)
+    """Rows without a value (no list holds nulls inside); all rows of a file older than the column."""
+    parts = [group.column(c) for c in range(group.num_columns)]
+    found = [x.statistics.null_count for x in parts if x.path_in_schema.split(".")[0] == column]
+    return sum(found) if found else int(group.num_rows)
 
 
 def _plain(value: Any) -> Any:
