@@ -544,6 +544,28 @@ class ReportConfig(Section):
     )
 
 
+class ReprocessConfig(Section):
+    """What `rayscan reprocess` does about a model that no longer fits the traffic."""
+
+    drift: float = _how(
+        0.05,
+        "Separation that the model may lose on sources it has not seen, from its own data to new periods, "
+        "before that counts as drift.",
+        gt=0,
+        lt=1,
+    )
+    min_sources: int = _how(
+        50, "Fewest unseen sources with two sequences on which drift is judged; fewer say too little.", ge=2
+    )
+    on_drift: Literal["report", "train"] = _how(
+        "report",
+        "After drift: say so, or train on from the model with the new periods, switch to what comes out, and "
+        "embed and cluster all periods anew with it.",
+    )
+    train_steps: int = _how(300, "Steps of that training.", ge=1)
+    learning_rate: float = _how(2e-4, "Peak learning rate of that training.", gt=0)
+
+
 class ResourcesConfig(Section):
     """What Ray is told; nothing here changes a result."""
 
@@ -552,12 +574,16 @@ class ResourcesConfig(Section):
     ingest_cpus: float = _how(1, "CPUs of one ingest task.", gt=0)
     ingest_memory_mb: int = _how(0, "Memory reserved for one ingest task; 0 reserves none.", ge=0)
     sequence_cpus: float = _how(1, "CPUs of one sequence task.", gt=0)
+    sequence_memory_mb: int = _how(0, "Memory reserved for one sequence task; 0 reserves none.", ge=0)
     train_cpus: float = _how(1, "CPUs of one training worker.", gt=0)
     train_gpus: float = _how(0, "GPUs of one training worker.", ge=0)
+    train_memory_mb: int = _how(0, "Memory reserved for one training worker; 0 reserves none.", ge=0)
     embed_cpus: float = _how(1, "CPUs of one embedding actor.", gt=0)
     embed_gpus: float = _how(0, "GPUs of one embedding actor.", ge=0)
+    embed_memory_mb: int = _how(0, "Memory reserved for one embedding actor; 0 reserves none.", ge=0)
     cluster_cpus: float = _how(1, "CPUs of one clustering task.", gt=0)
     cluster_gpus: float = _how(0, "GPUs of one clustering task.", ge=0)
+    cluster_memory_mb: int = _how(0, "Memory reserved for one clustering task; 0 reserves none.", ge=0)
 
 
 class RunConfig(Section):
@@ -582,6 +608,7 @@ class RunConfig(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     paper: PaperConfig = PaperConfig()
     report: ReportConfig = ReportConfig()
+    reprocess: ReprocessConfig = ReprocessConfig()
     resources: ResourcesConfig = ResourcesConfig()
 
 

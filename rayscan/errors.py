@@ -7,11 +7,12 @@
     ├── WorkspaceError    the workspace is missing, unwritable or of a newer version
     ├── CommitConflict    another run has replaced the same key meanwhile
     ├── TaskDied          the process of a task died, time after time
+    ├── LeaseHeld         another run is at work on the same things
     ├── DataError         the data cannot carry the computation (too few sources, not finite, ...)
     └── ModelError        a model artefact is damaged or does not fit the flows
 
 A message says what is wrong, where, and what to do about it. The command line prints it alone,
-without a traceback, and exits 1 (2 for ConfigError); everything else is a bug and shows its trace.
+without a traceback, and exits 1 (ConfigError 2, LeaseHeld 4); everything else is a bug and shows its trace.
 """
 
 from __future__ import annotations
@@ -57,6 +58,10 @@ class WorkspaceError(RayscanError):
 
 class CommitConflict(RayscanError):
     pass
+
+
+class LeaseHeld(RayscanError):
+    exit_code = 4  # nothing to do here
 
 
 class TaskDied(RayscanError):

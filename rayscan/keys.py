@@ -7,6 +7,7 @@ be the same in every version and language.
 
 from __future__ import annotations
 
+from datetime import UTC, date, datetime, timedelta
 from typing import Literal
 
 import numpy as np
@@ -61,3 +62,20 @@ def _name(value: int, kind: Period) -> str:
         year, week, _ = np.datetime64(value * 7 - 3, "D").item().isocalendar()
         return f"{year}-W{week:02d}"
     return str(np.datetime64(value, "M" if kind == "month" else "D"))
+
+
+def span_of(period: str) -> tuple[datetime, datetime]:
+    """First moment of a period by its name, and the first after it, UTC. `all` spans whatever there is."""
+    if period == "all":
+        return datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+    if "W" in period:
+        first = date.fromisoformat(f"{period}-1")
+        after = first + timedelta(days=7)
+    elif len(period) == len("2024-03"):
+        first = date.fromisoformat(f"{period}-01")
+        after = (first + timedelta(days=31)).replace(day=1)
+    else:
+        first = date.fromisoformat(period)
+        after = first + timedelta(days=1)
+    begin, end = (datetime(day.year, day.month, day.day, tzinfo=UTC) for day in (first, after))
+    return begin, end

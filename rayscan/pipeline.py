@@ -17,10 +17,11 @@ from typing import Any
 
 from rayscan import planning
 from rayscan.config import RunConfig, as_yaml
-from rayscan.errors import STOPPED, DataError, RayscanError
+from rayscan.errors import STOPPED, DataError, LeaseHeld, RayscanError
+from rayscan.lease import Lease, lease
 from rayscan.model.search import draw
-from rayscan.models import check_start
-from rayscan.planning import STAGES, Model, Unit, run_file
+from rayscan.models import check_start, named, starting_from
+from rayscan.planning import STAGES, CaptureFile, Model, Unit, Window, run_file
 from rayscan.progress import duration, say
 from rayscan.tables import CommitInfo, Workspace
 
@@ -41,7 +42,21 @@ class Outcome:
     error: str | None = None
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     report: str | None = None
+    changes: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Outcome:
+        run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
+        return cls(config.run, run_id, _now(), planning.config_hash(config), versions=planning.versions())
+
+    def fail(self, error: BaseException) -> None:
+        self.status, self.exit_code = "failed", FAILED
+        if isinstance(error, RayscanError):
+            self.exit_code = error.exit_code
+        self.error = f"{type(error).__name__}: {error}"
+        if isinstance(error, SystemExit):
+            self.status, self.exit_code, self.error = "stopped", STOPPED, "stopped by SIGTERM"
 
 
 @contextmanager
@@ -66,60 +81,74 @@ def leaving_on_sigterm() -> Iterator[None]:
 
 
 class Run:
-    """One pass over the stages with one configuration."""
+    """One pass over the stages with one configuration.
 
-    def __init__(self, workspace: Workspace, config: RunConfig, address: str | None = None) -> None:
+    Each stage has a plan and a work: the plan says what is due and changes nothing, the work does it. Before
+    the first work the run takes its lease, and asks again what is due: another run may have done it.
+    """
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        config: RunConfig,
+        address: str | None = None,
+        window: Window | None = None,
+    ) -> None:
         self.workspace, self.config, self.address = workspace, config, address
-        config_hash = planning.config_hash(config)
-        run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
-        self.info = CommitInfo(run_id, config_hash)
-        self.outcome = Outcome(config.run, run_id, _now(), config_hash, versions=planning.versions())
+        self.window = window or Window()
+        self.outcome = Outcome.of(config)
+        self.info = CommitInfo(self.outcome.run_id, self.outcome.config_hash)
         self._stack = ExitStack()
-        self._ray = False
+        self._lease: Lease | None = None
+        self._campaigns_before = -1  # version of their table
+        self._drift_found: dict[str, Any] | None = None
 
     def execute(
         self, stages: Iterable[str] = STAGES, fresh: bool = False, period: str | None = None
     ) -> Outcome:
         """Do what is due in these stages. Expected errors are recorded in `run.json` and raised again.
 
-        `fresh` is for training, `period` for the report.
+        `fresh` is for training, `period` for the report. Raises LeaseHeld, and records nothing, while another
+        process is at work on this run.
         """
-        steps: dict[str, Callable[[], dict[str, Any] | None]] = {
-            "ingest": self._ingest,
-            "sequences": self._sequences,
-            "train": lambda: self._train(fresh),
-            "embed": self._embed,
-            "cluster": self._cluster,
-            "campaigns": self._campaigns,
-            "evaluate": self._evaluate,
-            "report": lambda: self._report(period),
-            "paper": self._paper,
+        steps: dict[str, tuple[Callable[[], Any], Callable[[Any], dict[str, Any]]]] = {
+            "ingest": (self._plan_ingest, self._ingest),
+            "sequences": (self._plan_sequences, self._sequences),
+            "train": (lambda: self._plan_train(fresh), lambda _: self._train(fresh)),
+            "embed": (self._plan_embed, self._embed),
+            "cluster": (self._plan_cluster, self._cluster),
+            "campaigns": (self._plan_campaigns, self._campaigns),
+            "evaluate": (self._plan_evaluate, self._evaluate),
+            "report": (lambda: self._plan_report(period), lambda todo: self._report(todo, period)),
+            "paper": (self._plan_paper, self._paper),
+            "drift": (self._plan_drift, self._drift),
+            "changes": (self._plan_changes, self._changes),
+            "pages": (self._plan_pages, self._pages),
         }
         outcome = self.outcome
-        try:
-            with leaving_on_sigterm(), self._stack:
+        with leaving_on_sigterm(), self._stack:
+            try:
                 for stage in stages:
-                    self._step(stage, steps[stage])
-        except BaseException as error:
-            outcome.status, outcome.exit_code = "failed", FAILED
-            if isinstance(error, RayscanError):
-                outcome.exit_code = error.exit_code
-            outcome.error = f"{type(error).__name__}: {error}"
-            if isinstance(error, SystemExit):
-                outcome.status, outcome.exit_code, outcome.error = "stopped", STOPPED, "stopped by SIGTERM"
-            raise
-        else:
+                    self._step(stage, *steps[stage])
+            except BaseException as error:
+                held = isinstance(error, LeaseHeld) and self._lease is None
+                if held or (self._lease is not None and self._lease.lost):
+                    raise  # run.json is the other one's
+                outcome.fail(error)
+                self._write_outcome()
+                raise
             self._conclude()
-        finally:
-            self._write_outcome()
         return outcome
 
-    def _step(self, stage: str, step: Callable[[], dict[str, Any] | None]) -> None:
-        start = datetime.now(UTC)
-        counts = step()
-        if counts is None:
+    def _step(self, stage: str, plan: Callable[[], Any], work: Callable[[Any], dict[str, Any]]) -> None:
+        todo = plan()
+        if todo and self._begin():
+            todo = plan()
+        if not todo:
             say(f"{stage}: nothing to do")
             return
+        start = datetime.now(UTC)
+        counts = work(todo)
         seconds = (datetime.now(UTC) - start).total_seconds()
         self.outcome.stages[stage] = {**counts, "seconds": round(seconds, 1)}
         shown = ", ".join(
@@ -129,28 +158,34 @@ class Run:
         )
         say(f"{stage}: {shown} ({duration(seconds)})")
 
+    def _begin(self) -> bool:
+        """Before work: take the lease, say so in `run.json`, start Ray. True the first time."""
+        if self._lease is not None:
+            self._lease.check()
+            return False
+        self._lease = self._stack.enter_context(lease(self.workspace, f"run-{self.config.run}"))
+        self._campaigns_before = self.workspace.table("campaigns").version()
+        self._write_outcome()
+        from rayscan.stages.session import session
+
+        self._stack.enter_context(session(self.config.resources, self.address))
+        return True
+
     def _conclude(self) -> None:
         stages = self.outcome.stages
+        self.outcome.status, self.outcome.exit_code = "done", DONE
         if not stages:
             self.outcome.status, self.outcome.exit_code = "nothing to do", NOTHING_TO_DO
+            if self._lease is None:
+                return  # the last run that did something stays on record
         elif any(stages.get("ingest", {}).get(name) for name in ("rejected", "incomplete")):
             self.outcome.status, self.outcome.exit_code = "done, some inputs rejected", SOME_REJECTED
-        else:
-            self.outcome.status, self.outcome.exit_code = "done", DONE
+        self._write_outcome()
 
     def _write_outcome(self) -> None:
-        self.outcome.finished = _now()
-        if self.outcome.exit_code == NOTHING_TO_DO:
-            return  # the last run that did something stays on record
+        self.outcome.finished = "" if self.outcome.status == "running" else _now()
         self.workspace.write_json(run_file(self.config, "run.json"), asdict(self.outcome))
         self.workspace.write_bytes(run_file(self.config, "config.yaml"), as_yaml(self.config).encode())
-
-    def _need_ray(self) -> None:
-        if not self._ray:
-            from rayscan.stages.session import session
-
-            self._stack.enter_context(session(self.config.resources, self.address))
-            self._ray = True
 
     def _model(self) -> Model:
         model = planning.find_model(self.workspace, self.config)
@@ -160,16 +195,19 @@ class Run:
             raise DataError("these settings have no trained model yet; run `rayscan train` with them first")
         return model
 
-    # -- the stages: None when nothing is due, else counts for people and run.json
+    def _due(self, units: list[Unit]) -> list[Unit]:
+        return [unit for unit in _due(units) if self.window.holds(unit.key["period"])]
 
-    def _ingest(self) -> dict[str, Any] | None:
+    # -- the stages: what is due, which is empty when nothing is; and doing it, with counts for people
+
+    def _plan_ingest(self) -> list[CaptureFile]:
         if not self.config.captures.paths:
             say("ingest: no captures.paths given; going on with the flows that are there")
-            return None
-        due = [file for file in planning.capture_units(self.workspace, self.config) if file.state != "done"]
-        if not due:
-            return None
-        self._need_ray()
+            return []
+        files = planning.capture_units(self.workspace, self.config)
+        return [file for file in files if file.state != "done" and self.window.can_hold(file)]
+
+    def _ingest(self, due: list[CaptureFile]) -> dict[str, Any]:
         from rayscan.stages import ingest
 
         return asdict(ingest.run(self.workspace, self.config, due, self.info))
@@ -184,92 +222,175 @@ class Run:
         files = len({row["path"] for row in rejects})
         return f"no flow could be read from {files} captures; the first says: {where}{reason}"
 
-    def _sequences(self) -> dict[str, Any] | None:
+    def _plan_sequences(self) -> list[Unit]:
         if not self.workspace.table("flows").files():
             raise DataError(self._why_no_flows())
-        due = _due(planning.sequence_units(self.workspace, self.config))
-        if not due:
-            return None
-        self._need_ray()
+        return self._due(planning.sequence_units(self.workspace, self.config))
+
+    def _sequences(self, due: list[Unit]) -> dict[str, Any]:
         from rayscan.stages import sequence
 
         return asdict(sequence.run(self.workspace, self.config, due, self.info))
 
-    def _train(self, fresh: bool) -> dict[str, Any] | None:
+    def _plan_train(self, fresh: bool) -> bool:
         if self.config.embed.model is not None:
             self._model()
-            return None  # it came trained
+            return False  # it came trained
         if planning.find_model(self.workspace, self.config) is not None and not fresh:
-            return None
+            return False
         planning.training_files(self.workspace, self.config)  # says what is missing before Ray starts
         check_start(self.workspace, self.config)
-        self._need_ray()
+        return True
+
+    def _train(self, fresh: bool) -> dict[str, Any]:
         from rayscan.stages import train
 
-        return asdict(train.run(self.workspace, self.config, fresh))
+        with lease(self.workspace, f"model-{planning.model_id(self.config)}"):  # of any run: one folder
+            return asdict(train.run(self.workspace, self.config, fresh))
 
-    def _embed(self) -> dict[str, Any] | None:
-        model = self._model()
-        due = _due(planning.embed_units(self.workspace, model))
-        if not due:
-            return None
-        self._need_ray()
+    def _plan_embed(self) -> list[Unit]:
+        self._widen()
+        return self._due(planning.embed_units(self.workspace, self._model()))
+
+    def _embed(self, due: list[Unit]) -> dict[str, Any]:
         from rayscan.stages import embed
 
-        return asdict(embed.run(self.workspace, self.config, model, due, self.info))
+        return asdict(embed.run(self.workspace, self.config, self._model(), due, self.info))
 
-    def _cluster(self) -> dict[str, Any] | None:
-        model = self._model()
-        due = _due(planning.cluster_units(self.workspace, self.config, model))
-        if not due:
-            return None
-        self._need_ray()
+    def _plan_cluster(self) -> list[Unit]:
+        return self._due(planning.cluster_units(self.workspace, self.config, self._model()))
+
+    def _cluster(self, due: list[Unit]) -> dict[str, Any]:
         from rayscan.stages import cluster
 
-        return asdict(cluster.run(self.workspace, self.config, model, due, self.info))
+        return asdict(cluster.run(self.workspace, self.config, self._model(), due, self.info))
 
-    def _campaigns(self) -> dict[str, Any] | None:
-        model = self._model()
-        due = _due(planning.campaign_units(self.workspace, self.config))
-        if not due:
-            return None
-        self._need_ray()
+    def _plan_campaigns(self) -> list[Unit]:
+        self._model()
+        return _due(planning.campaign_units(self.workspace, self.config))
+
+    def _campaigns(self, due: list[Unit]) -> dict[str, Any]:
         from rayscan.stages import campaigns
 
-        return asdict(campaigns.run(self.workspace, self.config, model, due, self.info))
+        return asdict(campaigns.run(self.workspace, self.config, self._model(), due, self.info))
 
-    def _evaluate(self) -> dict[str, Any] | None:
-        model = self._model()
+    def _plan_evaluate(self) -> str | None:
+        made_from = planning.evaluation_version(self.workspace, self.config, self._model())
         path = run_file(self.config, "evaluation.json")
-        made_from = planning.evaluation_version(self.workspace, self.config, model)
-        if planning.version_of(self.workspace, path) == made_from:
-            return None
-        self._need_ray()
+        return None if planning.version_of(self.workspace, path) == made_from else made_from
+
+    def _evaluate(self, made_from: str) -> dict[str, Any]:
         from rayscan.stages import evaluate
 
-        return evaluate.run(self.workspace, self.config, model, made_from)
+        return evaluate.run(self.workspace, self.config, self._model(), made_from)
 
-    def _paper(self) -> dict[str, Any] | None:
-        model = self._model()
-        made_from = planning.paper_version(self.workspace, self.config, model)
-        if planning.version_of(self.workspace, run_file(self.config, planning.PAPER)) == made_from:
-            return None
-        self._need_ray()
+    def _plan_paper(self) -> str | None:
+        made_from = planning.paper_version(self.workspace, self.config, self._model())
+        found = planning.version_of(self.workspace, run_file(self.config, planning.PAPER))
+        return None if found == made_from else made_from
+
+    def _paper(self, made_from: str) -> dict[str, Any]:
         from rayscan.stages import paper
 
-        return paper.run(self.workspace, self.config, model, made_from)
+        return paper.run(self.workspace, self.config, self._model(), made_from)
 
-    def _report(self, period: str | None) -> dict[str, Any] | None:
-        model = self._model()
-        made_from = planning.report_version(self.workspace, self.config, model)
+    def _plan_report(self, period: str | None) -> str | None:
+        made_from = planning.report_version(self.workspace, self.config, self._model(), period)
         name = planning.report_name(period)
         self.outcome.report = self.workspace.url(run_file(self.config, f"{name}.html"))
-        if planning.version_of(self.workspace, run_file(self.config, f"{name}.json")) == made_from:
-            return None
-        self._need_ray()
+        found = planning.version_of(self.workspace, run_file(self.config, f"{name}.json"))
+        return None if found == made_from else made_from
+
+    def _report(self, made_from: str, period: str | None) -> dict[str, Any]:
         from rayscan.stages import report
 
-        return report.run(self.workspace, self.config, model, made_from, period)
+        return report.run(self.workspace, self.config, self._model(), made_from, period)
+
+    # -- what a periodic run does besides
+
+    def _plan_drift(self) -> list[str]:
+        """Periods that a model from before is about to embed; nothing when it has just been trained."""
+        if "train" in self.outcome.stages:
+            return []
+        units = self._due(planning.embed_units(self.workspace, self._model()))
+        return sorted({unit.key["period"] for unit in units if unit.files})
+
+    def _drift(self, periods: list[str]) -> dict[str, Any]:
+        from rayscan.stages import drift
+
+        model, settings = self._model(), self.config.reprocess
+        found = drift.run(self.workspace, self.config, model, periods)
+        self._drift_found = asdict(found)
+        counts = {"sources": found.sources, "then": found.then, "now": found.now, "drifted": found.drifted}
+        if not found.drifted:
+            return counts
+        if settings.on_drift == "report" or self.config.embed.model is not None:
+            say(
+                f"drift: model {model.id} fits {', '.join(periods)} worse than its own data; see changes.json"
+            )
+            return counts
+        return {**counts, "model": self._train_on(model, periods)}
+
+    def _train_on(self, model: Model, periods: list[str]) -> str:
+        """Train on from a model with these periods, and switch to what comes out; its name."""
+        settings = self.config.reprocess
+        config = starting_from(self.config, named(self.workspace, model.id))
+        changes = {
+            "periods": tuple(periods),
+            "steps": settings.train_steps,
+            "learning_rate": settings.learning_rate,
+        }
+        config = config.model_copy(update={"train": config.train.model_copy(update=changes)})
+        name = planning.model_id(config)
+        if planning.stored_model(self.workspace, name) is None:  # else a run was killed before it switched
+            from rayscan.stages import train
+
+            with lease(self.workspace, f"model-{name}"):
+                train.run(self.workspace, config, fresh=False)
+        planning.switch_model(self.workspace, self.config, name, f"drift in {', '.join(periods)}")
+        say(f"drift: the model is {name} from now on; `rayscan switch {model.id}` goes back")
+        return name
+
+    def _widen(self) -> None:
+        """Give up the window when periods outside it were clustered with another model.
+
+        Campaigns follow clusters through all periods, and vectors of two models cannot be compared.
+        """
+        model = self._model()
+        clustered = self.workspace.table("clusters").files({"run": self.config.run})
+        embedded = {
+            file.key["period"] for file in self.workspace.table("embeddings").files({"model": model.id})
+        }
+        others = {file.key["period"] for file in clustered} - embedded
+        if any(not self.window.holds(period) for period in others):
+            say(f"the clusters of run {self.config.run} are of another model: all periods are done anew")
+            self.window = Window()
+
+    def _plan_changes(self) -> list[Unit]:
+        from rayscan.stages import changes
+
+        self.outcome.changes = self.workspace.url(run_file(self.config, "changes.json"))
+        return changes.due(self.workspace, self.config)
+
+    def _changes(self, units: list[Unit]) -> dict[str, Any]:
+        from rayscan.stages import changes
+
+        facts = {"run": self.config.run, "run_id": self.outcome.run_id, "drift": self._drift_found}
+        counts: dict[str, Any] = changes.run(
+            self.workspace, self.config, self._model(), units, self._campaigns_before, facts
+        )
+        return counts
+
+    def _plan_pages(self) -> dict[str, str]:
+        """Periods whose report is not of their campaigns, with what it is to be made from."""
+        units = planning.campaign_units(self.workspace, self.config)
+        found = {unit.key["period"]: self._plan_report(unit.key["period"]) for unit in units}
+        return {period: made_from for period, made_from in found.items() if made_from is not None}
+
+    def _pages(self, due: dict[str, str]) -> dict[str, Any]:
+        for period, made_from in due.items():
+            self._report(made_from, period)
+        return {"periods": len(due)}
 
 
 def _due(units: list[Unit]) -> list[Unit]:
@@ -277,7 +398,10 @@ def _due(units: list[Unit]) -> list[Unit]:
 
 
 def tune(workspace: Workspace, config: RunConfig, address: str | None = None) -> tuple[int, dict[str, Any]]:
-    """Do what is missing of the sweep that these settings ask for; the exit code and what came out."""
+    """Do what is missing of the sweep that these settings ask for; the exit code and what came out.
+
+    How it ended stands in the sweep's `run.json`, as for a run.
+    """
     name = planning.sweep_id(config)
     facts = workspace.read_json(f"tuning/{name}/tune.json")
     if facts is not None and facts["status"] == "done":
@@ -286,10 +410,21 @@ def tune(workspace: Workspace, config: RunConfig, address: str | None = None) ->
     planning.training_files(workspace, config)
     from rayscan.stages.session import session
 
-    with leaving_on_sigterm(), session(config.resources, address):
+    outcome = Outcome.of(config)
+    with leaving_on_sigterm(), lease(workspace, f"sweep-{name}"), session(config.resources, address):
         from rayscan.stages import tune as stage
 
-        return DONE, stage.run(workspace, config, name)
+        try:
+            facts = stage.run(workspace, config, name)
+            outcome.status, outcome.exit_code = "done", DONE
+            outcome.stages["tune"] = facts
+        except BaseException as error:
+            outcome.fail(error)
+            raise
+        finally:
+            outcome.finished = _now()
+            workspace.write_json(f"tuning/{name}/run.json", asdict(outcome))
+    return DONE, facts
 
 
 def evaluate_seeds(
@@ -325,91 +460,6 @@ def plan_tune(workspace: Workspace, config: RunConfig) -> dict[str, Any]:
     from rayscan.stages import tune as stage
 
     return stage.plan(workspace, config, planning.sweep_id(config))
-
-
-def plan(uri: str, config: RunConfig, model: Model | None = None) -> list[dict[str, Any]]:
-    """`status` of a workspace that need not exist yet: then everything is due."""
-    if Workspace(uri).facts() is not None:
-        opened = Workspace.open(uri)
-        return [*status(opened, config, model), _paper_row(opened, config, model)]
-    files = planning.find_captures(config.captures, uri)
-    later = [_status_row(stage, "", ["due"]) for stage in (*STAGES[1:], "paper")]
-    return [_status_row("ingest", "", [file.state for file in files]), *later]
-
-
-def status(workspace: Workspace, config: RunConfig, model: Model | None = None) -> list[dict[str, Any]]:
-    """What is done, due and stale, one row per stage and period, with row counts.
-
-    `model` is one that is not in the workspace yet, but would be brought in.
-    """
-    rows: list[dict[str, Any]] = []
-    if config.captures.paths:
-        files = planning.capture_units(workspace, config)
-        flows = sum(_rows_by_period(workspace, "flows", {}).values())
-        rows.append({**_status_row("ingest", "", [file.state for file in files]), "rows": flows})
-    rows += _period_rows(
-        "sequences", planning.sequence_units(workspace, config), _rows_by_period(workspace, "sequences", {})
-    )
-    model = model or planning.find_model(workspace, config)
-    rows.append(_status_row("train", "", ["due" if model is None else "done"]))
-    if model is None:
-        return rows
-    rows += _period_rows(
-        "embed",
-        planning.embed_units(workspace, model),
-        _rows_by_period(workspace, "embeddings", {"model": model.id}),
-    )
-    rows += _period_rows(
-        "cluster",
-        planning.cluster_units(workspace, config, model),
-        _rows_by_period(workspace, "clusters", {"run": config.run}),
-    )
-    rows += _period_rows(
-        "campaigns",
-        planning.campaign_units(workspace, config),
-        _rows_by_period(workspace, "campaigns", {"run": config.run}),
-    )
-    evaluated = planning.evaluation_version(workspace, config, model)
-    reported = planning.report_version(workspace, config, model)
-    rows.append(_result_row(workspace, config, "evaluate", "evaluation.json", evaluated))
-    rows.append(_result_row(workspace, config, "report", "report.json", reported))
-    return rows
-
-
-def _paper_row(workspace: Workspace, config: RunConfig, model: Model | None) -> dict[str, Any]:
-    model = model or planning.find_model(workspace, config)
-    wanted = "" if model is None else planning.paper_version(workspace, config, model)
-    return _result_row(workspace, config, "paper", planning.PAPER, wanted)
-
-
-def _result_row(
-    workspace: Workspace, config: RunConfig, stage: str, name: str, wanted: str
-) -> dict[str, Any]:
-    """Status of a result that is one JSON file of the run and says what it was made from."""
-    found = planning.version_of(workspace, run_file(config, name))
-    return _status_row(stage, "", ["due" if found is None else "done" if found == wanted else "stale"])
-
-
-def _period_rows(stage: str, units: list[Unit], counts: dict[str, int]) -> list[dict[str, Any]]:
-    states: dict[str, list[str]] = {}
-    for unit in units:
-        states.setdefault(unit.key["period"], []).append(unit.state)
-    return [
-        {**_status_row(stage, period, found), "rows": counts.get(period, 0)}
-        for period, found in sorted(states.items())
-    ]
-
-
-def _status_row(stage: str, period: str, states: list[str]) -> dict[str, Any]:
-    counted = {name: states.count(name) for name in ("done", "due", "stale")}
-    return {"stage": stage, "period": period, **counted, "rows": None}
-
-
-def _rows_by_period(workspace: Workspace, table: str, where: dict[str, str]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for file in workspace.table(table).files(where):
-        counts[file.key["period"]] = counts.get(file.key["period"], 0) + file.rows
-    return counts
 
 
 def _number(value: Any) -> str:

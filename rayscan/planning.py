@@ -33,6 +33,7 @@ import rayscan
 from rayscan.captures.detect import READERS
 from rayscan.config import CapturesConfig, RunConfig, digest
 from rayscan.errors import ConfigError, DataError, why
+from rayscan.keys import span_of
 from rayscan.storage import filesystem, uri_of
 from rayscan.tables import File, Key, Workspace, fingerprint, key_name
 
@@ -41,6 +42,7 @@ Groups = dict[tuple[tuple[str, str], ...], list[File]]
 """The files that each key is made of."""
 
 _LIBRARIES = ("ray", "torch", "numpy", "pyarrow", "deltalake", "numba", "polars", "openTSNE", "plotly")
+_SWITCH = "model.json"
 PIPE = "neither a file nor a folder, but a pipe, socket or device"
 """Why such a thing is refused as a capture: reading it would wait for ever, or never come to an end."""
 
@@ -48,6 +50,8 @@ PAPER = "evaluation-paper.json"
 """What `evaluate --protocol paper` writes; no stage of a run."""
 
 STAGES = ("ingest", "sequences", "train", "embed", "cluster", "campaigns", "evaluate", "report")
+REPROCESS = ("ingest", "sequences", "train", "drift", "embed", "cluster", "campaigns", "changes", "pages")
+"""What a periodic run does: it looks at what is new, and leaves the evaluation and the whole report alone."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,23 @@ class Model:
     @property
     def folder(self) -> str:
         return f"models/{self.id}"
+
+
+@dataclass(frozen=True)
+class Window:
+    """The times that a reprocessing is about: from `since` on and before `until`, where given."""
+
+    since: datetime | None = None
+    until: datetime | None = None
+
+    def holds(self, period: str) -> bool:
+        """Does any moment of the period lie in the window?"""
+        begin, end = span_of(period)
+        return (self.since is None or end > self.since) and (self.until is None or begin < self.until)
+
+    def can_hold(self, file: CaptureFile) -> bool:
+        """May the capture have flows from `since` on? Not if it was last changed before."""
+        return self.since is None or file.modified is None or file.modified >= self.since
 
 
 def _units(workspace: Workspace, table: str, inputs: Groups, *settings: str) -> list[Unit]:
@@ -239,9 +260,33 @@ def sweep_id(config: RunConfig) -> str:
     return digest(model_id(config), config.tune)
 
 
+def current_model(workspace: Workspace, config: RunConfig) -> str:
+    """Name of the model that a run uses: the one that is named, or switched to, or that the settings ask for.
+
+    A switch holds for the settings it was made under: others ask for a model of their own.
+    """
+    if config.embed.model is not None:
+        return config.embed.model
+    asked = model_id(config)
+    switched = workspace.read_json(run_file(config, _SWITCH))
+    return str(switched["model"]) if switched and switched["asked"] == asked else asked
+
+
+def switch_model(workspace: Workspace, config: RunConfig, name: str, why: str) -> str:
+    """From now on the run uses another model, which must be there; the name of the one it used before."""
+    before = current_model(workspace, config)
+    facts = {"asked": model_id(config), "model": name, "before": before, "why": why}
+    workspace.write_json(run_file(config, _SWITCH), facts)
+    return before
+
+
 def find_model(workspace: Workspace, config: RunConfig) -> Model | None:
-    """The model that these settings name or ask for, or None when it is not there yet."""
-    name = config.embed.model or model_id(config)
+    """The model that a run uses, or None when it is not there yet."""
+    return stored_model(workspace, current_model(workspace, config))
+
+
+def stored_model(workspace: Workspace, name: str) -> Model | None:
+    """A model of the workspace by its name, or None when it is not there yet."""
     facts = workspace.read_json(f"models/{name}/config.json")  # written last: the artefact is whole
     if facts is None:
         return None
@@ -335,12 +380,18 @@ def paper_version(workspace: Workspace, config: RunConfig, model: Model) -> str:
     return f"{fingerprint(parts):016x}"
 
 
-def report_version(workspace: Workspace, config: RunConfig, model: Model) -> str:
-    shown = [file.path for file in workspace.table("captures").files()]
-    shown += [file.path for file in workspace.table("campaigns").files({"run": config.run})]
-    shown += [_state_of(path) for path in (config.report.pfx2as, config.report.mmdb) if path is not None]
-    settings = digest(config.report, config.cluster)
-    return f"{fingerprint(settings, evaluation_version(workspace, config, model), shown):016x}"
+def report_version(workspace: Workspace, config: RunConfig, model: Model, period: str | None = None) -> str:
+    """What the report of a run rests on; that of one period shows the last evaluation, whenever that was."""
+    shown = [_state_of(path) for path in (config.report.pfx2as, config.report.mmdb) if path is not None]
+    where = {"run": config.run}
+    if period is None:
+        shown += [file.path for file in workspace.table("captures").files()]
+        evaluated = evaluation_version(workspace, config, model)
+    else:
+        where["period"] = period
+        evaluated = version_of(workspace, run_file(config, "evaluation.json")) or ""
+    shown += [file.path for file in workspace.table("campaigns").files(where)]
+    return f"{fingerprint(digest(config.report, config.cluster), evaluated, shown):016x}"
 
 
 def _state_of(path: str) -> str:
@@ -371,7 +422,7 @@ def config_hash(config: RunConfig) -> str:
     data = {
         name: digest(getattr(config, name))
         for name in RunConfig.model_fields
-        if name not in ("run", "tune", "resources")
+        if name not in ("run", "tune", "reprocess", "resources")
     }
     return digest(json.dumps(data, sort_keys=True))
 

@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-VERSION = 1
-"""Version of everything below; a workspace of a newer one is refused."""
+VERSION = 2
+"""Version of everything below. Workspaces of another are refused; `rayscan upgrade` brings older ones here.
+
+2: sequences have src_port and icmp_code.
+"""
 
 MISSING = -1
 
@@ -156,6 +159,19 @@ CAPTURES = pa.schema(
         pa.field("last", TIME),
     ]
 )
+
+LEASES = pa.schema(
+    [
+        pa.field("token", pa.string(), nullable=False),  # tells one holder from every other
+        pa.field("owner", pa.string(), nullable=False),  # for people: machine and process
+        pa.field("machine", pa.string(), nullable=False),  # within which process numbers mean something
+        pa.field("process", pa.string(), nullable=False),  # number and start of the process
+        pa.field("taken", TIME, nullable=False),
+        pa.field("renewed", TIME, nullable=False),
+        pa.field("expires", TIME, nullable=False),
+    ]
+)
+"""Who is at work on what, one row a lease: see `lease.py`."""
 
 REJECTS = pa.schema(
     [

@@ -33,6 +33,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, Transaction
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+from deltalake.schema import Schema as DeltaSchema
 from deltalake.transaction import AddAction, RemoveAction
 
 import rayscan
@@ -53,6 +54,7 @@ _PARTITIONS: dict[str, dict[str, pa.DataType]] = {
     "scanners": {"list": pa.string()},
     "captures": {},
     "rejects": {},
+    "leases": {"name": pa.string()},
 }
 _SCHEMAS: dict[str, pa.Schema] = {
     "flows": schema.FLOWS,
@@ -63,6 +65,7 @@ _SCHEMAS: dict[str, pa.Schema] = {
     "scanners": schema.SCANNERS,
     "captures": schema.CAPTURES,
     "rejects": schema.REJECTS,
+    "leases": schema.LEASES,
 }
 TABLE_NAMES = tuple(_SCHEMAS)
 _ATTEMPTS = 10
@@ -101,10 +104,7 @@ class Workspace:
         Raises WorkspaceError when it is missing, is not a workspace, or is of a newer version;
         ConfigError when it is laid out by another period or number of buckets.
         """
-        text = str(uri)
-        if "://" not in text:
-            text = str(Path(text).expanduser().absolute())
-        workspace = cls(text.rstrip("/"))
+        workspace = cls.at(uri)
         facts = workspace.facts()
         if facts is None:
             if ingest is None:
@@ -116,6 +116,14 @@ class Workspace:
         else:
             workspace._check(facts, ingest)
         return workspace
+
+    @classmethod
+    def at(cls, uri: str | Path) -> Workspace:
+        """The place that `uri` names, whatever is there."""
+        text = str(uri)
+        if "://" not in text:
+            text = str(Path(text).expanduser().absolute())
+        return cls(text.rstrip("/"))
 
     @cached_property
     def _storage(self) -> tuple[pafs.FileSystem, str]:
@@ -157,6 +165,11 @@ class Workspace:
                 f"{self.uri} was written by {facts.get('created_by', 'a newer rayscan')} with tables of "
                 f"version {version}; this rayscan {rayscan.__version__} knows version {schema.VERSION}. "
                 "Upgrade rayscan, or use another workspace"
+            )
+        if version < schema.VERSION:
+            raise WorkspaceError(
+                f"{self.uri} has tables of version {version}, and rayscan {rayscan.__version__} writes "
+                f"version {schema.VERSION}: run `rayscan upgrade -w {self.uri}` (see --dry-run)"
             )
         if ingest is None:
             return
@@ -334,9 +347,13 @@ class Table:
         wanted = self.schema if columns is None else pa.schema([self.schema.field(c) for c in columns])
         parts = []
         for file in files:
-            with self._reading(file):
+            with self._reading(file):  # with a schema, columns that came after a file was written are null
                 rows = pq.read_table(
-                    f"{root}/{file.path}", columns=wanted.names, filesystem=fs, partitioning=None
+                    f"{root}/{file.path}",
+                    columns=wanted.names,
+                    filesystem=fs,
+                    partitioning=None,
+                    schema=wanted,
                 )
                 parts.append(rows.cast(wanted))
         return pa.concat_tables(parts) if parts else wanted.empty_table()
@@ -414,9 +431,9 @@ class Table:
         """Was this key last committed with exactly this fingerprint?"""
         return self.done([key])[key_name(key)] == made_from
 
-    def done(self, keys: Iterable[Key]) -> dict[str, int | None]:
-        """Fingerprint of each key's last commit by `key_name`; None where there was none."""
-        delta = self._load()
+    def done(self, keys: Iterable[Key], version: int | None = None) -> dict[str, int | None]:
+        """Fingerprint of each key's last commit, up to a version, by `key_name`; None where none was."""
+        delta = self._load(version)
         names = [key_name(key) for key in keys]
         return {name: None if delta is None else delta.transaction_version(name) for name in names}
 
@@ -473,6 +490,60 @@ class Table:
         """Replace single files, by path: a corrected capture takes the place of its first delivery."""
         gone = set(old)
         return self._commit(list(files), lambda file: file.path in gone, done, info, None)
+
+    def lacking(self) -> list[str]:
+        """Columns that an older rayscan did not know, so that the table lacks them. Raises SchemaError.
+
+        Only columns that may be null can come later; any other difference is an error.
+        """
+        delta = self._load()
+        if delta is None:
+            return []
+        there = {name: pa.field(name, kind) for name, kind in self.partition_types.items()}
+        there |= {field.name: field for field in pa.schema(delta.schema().to_arrow())}
+        for field in self.schema:
+            if field.name in there and there[field.name].type != field.type:
+                raise SchemaError(
+                    f"{self.name}: column {field.name} is {there[field.name].type}, not {field.type}: no "
+                    "upgrade is known; use another workspace"
+                )
+        missing = [field for field in self.schema if field.name not in there]
+        if must := [field.name for field in missing if not field.nullable]:
+            raise SchemaError(f"{self.name} lacks {must}, which cannot be empty; use another workspace")
+        return [field.name for field in missing]
+
+    def add_columns(self, names: Sequence[str]) -> None:
+        """Add columns of the schema to a table that lacks them; its rows have none of them: a null each."""
+        fields = pa.schema([self.schema.field(name) for name in names])
+        DeltaTable(
+            self.workspace.url(self.name), storage_options=delta_options(self.workspace.uri)
+        ).alter.add_columns([*DeltaSchema.from_arrow(fields).fields])
+
+    def restore(self, version: int, info: CommitInfo) -> None:
+        """Go back to the rows, columns and fingerprints of an earlier version, as a new commit.
+
+        Raises WorkspaceError where its files or its log are not there any more.
+        """
+        delta, old = self._load(), self._load(version)
+        if delta is None or old is None:
+            raise WorkspaceError(f"{self.name} has no version {version} any more")
+        since = self._recorded_since(version)
+        try:
+            delta.restore(version)
+        except DeltaError as error:
+            raise WorkspaceError(f"{self.name} cannot go back to version {version}: {error}") from None
+        done = {name: old.transaction_version(name) or 0 for name in since}
+        if done:
+            self._commit([], lambda _: False, done, info, None)
+
+    def _recorded_since(self, version: int) -> set[str]:
+        """Names of the keys that were committed after a version, from the table's log."""
+        names = set()
+        for number in range(version + 1, self.version() + 1):
+            log = self.workspace.read_bytes(f"{self.name}/_delta_log/{number:020d}.json")
+            actions = [json.loads(line) for line in log.splitlines()]
+            names |= {action["txn"]["appId"] for action in actions if "txn" in action}
+        return names
 
     def vacuum(self, retention_hours: float, dry_run: bool = False) -> list[str]:
         """Delete files that no version within the retention uses, leftovers of crashes too; their paths.

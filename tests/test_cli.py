@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 from rayscan import schema
 from rayscan.cli import main
 from rayscan.config import IngestConfig
+from rayscan.lease import lease
 from rayscan.tables import Workspace
 
 
@@ -153,6 +154,9 @@ def test_vacuum_lists_and_deletes_leftovers(tmp_path: Path) -> None:
     listed = rayscan("vacuum", "-w", tmp_path, "--older-than", 0, "--dry-run")
     assert listed.stdout.split() == [f"captures/{orphan.path}"]
     assert "1 files would be deleted" in listed.stderr
+    with lease(workspace, "run-main"):
+        refused = rayscan("vacuum", "-w", tmp_path, "--older-than", 0)
+    assert (refused.exit_code, "is at work on run-main" in refused.stderr) == (4, True)
     assert (tmp_path / "captures" / orphan.path).exists()
     rayscan("vacuum", "-w", tmp_path, "--older-than", 0)
     assert not (tmp_path / "captures" / orphan.path).exists()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+from datetime import UTC, datetime
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayscan.keys import Period, bucket_of, hash64, period_of, uniform
+from rayscan.keys import Period, bucket_of, hash64, period_of, span_of, uniform
 
 
 def test_hash_is_splitmix64() -> None:
@@ -51,3 +54,15 @@ def test_buckets_and_uniform_numbers_are_even_and_independent_of_each_other() ->
     assert u.max() < 1
     chosen = np.bincount(bucket_of(src[u < 0.2], 16), minlength=16)
     assert abs(chosen - 500).max() < 5 * np.sqrt(500)
+
+
+@pytest.mark.parametrize("kind", ["day", "week", "month"])
+def test_a_period_spans_what_is_named_after_it(kind: Period) -> None:
+    hours = np.arange(0, 20_000, 7)  # across two turns of the year, one into a leap year
+    times = hours * 3_600_000_000 + int(datetime(2022, 12, 1, tzinfo=UTC).timestamp() * 1e6)
+    names, position = period_of(times, kind)
+    spans = [span_of(name) for name in names]
+    assert all(end == begin for (_, end), (begin, _) in itertools.pairwise(spans))
+    for time, place in zip(times.tolist(), position, strict=True):
+        begin, end = spans[place]
+        assert begin <= datetime.fromtimestamp(time / 1e6, UTC) < end

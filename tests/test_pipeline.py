@@ -111,7 +111,7 @@ def test_a_second_run_does_nothing_and_says_so(finished: Path, captures: Path) -
     assert result.exit_code == 4
     assert "nothing to do: everything in" in result.stderr
     assert result.stdout.strip().endswith("report.html")
-    status = json.loads(rayscan("status", *arguments(finished, captures), "--json").stdout)
+    status = json.loads(rayscan("status", *arguments(finished, captures), "--json").stdout)["stages"]
     assert {row["stage"] for row in status} == set(STAGES)
     assert all(row["done"] and not row["due"] and not row["stale"] for row in status)
     code, _ = run(finished, captures, "train.workers=2", "resources.local_cpus=8", "embed.batch_tokens=512")
@@ -120,10 +120,10 @@ def test_a_second_run_does_nothing_and_says_so(finished: Path, captures: Path) -
 
 def test_status_alone_asks_about_the_last_run(copy: Path, captures: Path) -> None:
     assert run(copy, captures, "report.title=Once more")[0] == 0
-    rows = json.loads(rayscan("status", "-w", str(copy), "--json").stdout)
+    rows = json.loads(rayscan("status", "-w", str(copy), "--json").stdout)["stages"]
     assert {row["stage"] for row in rows} == set(STAGES)
     assert all(row["done"] and not row["due"] and not row["stale"] for row in rows)
-    other = json.loads(rayscan("status", "-w", str(copy), "--preset", "quick", "--json").stdout)
+    other = json.loads(rayscan("status", "-w", str(copy), "--preset", "quick", "--json").stdout)["stages"]
     assert any(row["due"] for row in other)
 
 

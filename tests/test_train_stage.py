@@ -210,7 +210,7 @@ def test_a_model_folder_does_without_the_workspace_it_was_trained_in(
     name = json.loads((folder / "config.json").read_text())["weights"][:16]
     assert rayscan("run", elsewhere, "--model", name).exit_code == 4
     status = CliRunner().invoke(main, ["status", "-w", str(elsewhere), "--json"])
-    assert not any(row["due"] or row["stale"] for row in json.loads(status.stdout))
+    assert not any(row["due"] or row["stale"] for row in json.loads(status.stdout)["stages"])
 
 
 def test_models_that_cannot_be_used(trained: Path, tmp_path: Path) -> None:

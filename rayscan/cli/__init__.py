@@ -1,39 +1,20 @@
 """The command line: each command a few lines over `pipeline.py`, one module a topic.
 
 Text for people goes to stderr, data to stdout. Exit codes: 0 done, 1 failed, 2 bad usage or configuration,
-3 done but some inputs were rejected, 4 nothing to do. Heavy libraries are imported when a command needs them,
-so that `--help` answers at once.
+3 done but some inputs were rejected, 4 nothing to do, or another run is at it. Heavy libraries are imported
+when a command needs them, so that `--help` answers at once.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
 import rayscan
-from rayscan.cli import captures, cluster, methods, scanners, settings, show, stages, workspace
-from rayscan.cli.options import EPILOG
-from rayscan.errors import STOPPED, RayscanError
+from rayscan.cli import captures, cluster, methods, reprocess, scanners, settings, show, stages, workspace
+from rayscan.cli.options import EPILOG, Guarded
 
 
-class _Group(click.Group):
-    """Shows expected errors without a traceback, and suggests the nearest command."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except RayscanError as error:
-            click.echo(f"rayscan: {error}", err=True)
-            ctx.exit(error.exit_code)
-        except KeyboardInterrupt:
-            click.echo("rayscan: stopped; what was committed stays, run again to go on", err=True)
-            ctx.exit(130)
-        except SystemExit as end:
-            if end.code == STOPPED:
-                click.echo("rayscan: stopped by SIGTERM; run again to go on from here", err=True)
-            raise
-
+class _Group(Guarded, click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)  # in the order of the pipeline
 
@@ -55,6 +36,7 @@ def main() -> None:
 for command in (
     captures.simulate,
     stages.run_command,
+    reprocess.reprocess,
     captures.ingest,
     captures.inspect,
     stages.sequences,
@@ -70,7 +52,10 @@ for command in (
     show.export,
     methods.clan,
     workspace.status,
+    reprocess.switch,
     workspace.vacuum,
+    workspace.unlock,
+    workspace.upgrade,
     scanners.scanners_group,
     settings.config_group,
 ):

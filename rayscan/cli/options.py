@@ -11,12 +11,31 @@ from typing import Any, TypeVar
 import click
 
 from rayscan import config as configuration
+from rayscan.errors import STOPPED, RayscanError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 EPILOG = """\b
 Exit codes: 0 done, 1 failed, 2 bad usage or configuration,
-3 done but some inputs were rejected, 4 nothing to do."""
+3 done but some inputs were rejected, 4 nothing to do, or another run is at it."""
+
+
+class Guarded(click.Command):
+    """Shows expected errors without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except RayscanError as error:
+            click.echo(f"rayscan: {error}", err=True)
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("rayscan: stopped; what was committed stays, run again to go on", err=True)
+            ctx.exit(130)
+        except SystemExit as end:
+            if end.code == STOPPED:
+                click.echo("rayscan: stopped by SIGTERM; run again to go on from here", err=True)
+            raise
 
 
 def config_options(function: F) -> F:

@@ -6,13 +6,16 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from rayscan import config as configuration
 from rayscan.cli.options import EPILOG, from_option, model_option, stage_options
 from rayscan.cli.workspace import show_status
+
+if TYPE_CHECKING:
+    from rayscan.planning import Window
 
 
 def execute(
@@ -28,18 +31,23 @@ def execute(
     model: str | None = None,
     start: str | None = None,
     period: str | None = None,
+    window: Window | None = None,
 ) -> None:
     config = configuration.load(preset, config_file, sets)
     from rayscan import models, pipeline, planning
+    from rayscan.status import plan
     from rayscan.tables import Workspace
 
-    place = Workspace(str(workspace) if "://" in workspace else str(Path(workspace).expanduser().absolute()))
+    place = Workspace.at(workspace)
     found = None if model is None else models.named(place, model)
     begun = None if start is None else models.named(place, start)
     config = config if found is None else models.using(config, found)
     config = config if begun is None else models.starting_from(config, begun)
     if dry_run:
-        show_status(pipeline.plan(workspace, config, found.model if found else None), as_json, stages)
+        rows = plan(workspace, config, found.model if found else None)
+        if window is not None:
+            rows = [row for row in rows if not row["period"] or window.holds(row["period"])]
+        show_status(rows, as_json, stages)
         return
     if config.captures.paths:
         planning.find_captures(config.captures, workspace)  # says what is missing before anything is made
@@ -47,7 +55,7 @@ def execute(
     for one in (found, begun):
         if one is not None:
             models.bring_in(opened, one)
-    outcome = pipeline.Run(opened, config, address).execute(stages, fresh, period)
+    outcome = pipeline.Run(opened, config, address, window).execute(stages, fresh, period)
     if outcome.exit_code == pipeline.NOTHING_TO_DO:
         click.echo(f"nothing to do: everything in {opened.uri} is up to date", err=True)
     if as_json:
@@ -55,6 +63,9 @@ def execute(
     elif "report" in stages and outcome.report:
         click.echo("the report:", err=True)
         click.echo(outcome.report)
+    elif outcome.changes:
+        click.echo("what changed:", err=True)
+        click.echo(outcome.changes)
     sys.exit(outcome.exit_code)
 
 

@@ -11,9 +11,10 @@ of largest total weight says which cluster carries the campaign on:
     merged      a campaign whose best cluster carries on another campaign
     gone        a campaign without positive weight to any cluster
 
-A campaign is named after the period and the smallest sequence id of the cluster it began as. Names therefore
+A campaign is named after the period and the earliest sequence of the cluster it began as. Names therefore
 depend neither on the order of rows or clusters nor on what is processed when: processing a period again
-from the same predecessors gives the same names.
+from the same predecessors gives the same names, and a period that has gone on keeps them for as long as the
+earliest sequences of its clusters stay where they are.
 """
 
 from __future__ import annotations
@@ -81,14 +82,14 @@ def follow(
 ) -> Step:
     """Campaigns of the clusters of a new period.
 
-    `keys` int64 (K,), distinct: the smallest sequence id of each cluster; `sums` (K, d) and `sizes` (K,).
+    `keys` int64 (K,), distinct: the id of each cluster's earliest sequence; `sums` (K, d) and `sizes` (K,).
     `before` are the campaigns to carry on, in any order; leave out those that are gone for too long.
     """
     new, counts = check_sums(sums, sizes)
     old, old_counts = check_sums(before.sums, before.sizes)
     key = np.asarray(keys, np.int64)
     if key.shape != counts.shape or len(np.unique(key)) != len(key):
-        raise DataError("keys must be distinct, one for each cluster: its smallest sequence id")
+        raise DataError("keys must be distinct, one for each cluster: the id of one of its sequences")
     if len(set(before.names)) != len(old):
         raise DataError("names of campaigns must be distinct, one for each sum")
     rows, columns = np.argsort(np.array(before.names, dtype=str), kind="stable"), np.argsort(key)

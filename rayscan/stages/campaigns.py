@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rayscan import planning, schema
@@ -23,6 +25,7 @@ from rayscan.config import RunConfig
 from rayscan.planning import Model, Unit
 from rayscan.progress import track
 from rayscan.report.summary import summarise
+from rayscan.stages import metrics
 from rayscan.stages.cluster import find_threshold
 from rayscan.stages.commits import PeriodCommits
 from rayscan.stages.lists import scanners
@@ -54,7 +57,7 @@ class _Period:
 
 @dataclass(frozen=True)
 class _Described:
-    """Clusters 0 to K - 1 of a period: contents, smallest sequence ids, feature sums and sizes."""
+    """Clusters 0 to K - 1 of a period: contents, ids of their earliest sequences, feature sums, sizes."""
 
     summary: pa.Table
     keys: NDArray[np.int64]
@@ -85,6 +88,8 @@ def run(workspace: Workspace, config: RunConfig, model: Model, due: list[Unit], 
             commits.add(unit, files)
             _count(counts, rows)
             before = rows
+            if last := max((row["last"] for row in rows if row["last"] is not None), default=None):
+                metrics.put("lag_seconds", config.run, (datetime.now(UTC) - last).total_seconds())
             advance(1, f"{name}: {len(step.names):,} campaigns")
     return counts
 
@@ -127,10 +132,22 @@ def _describe(workspace: Workspace, period: _Period, known: Scanners | None) -> 
     summary = summarise(sequences, clusters, period.unit.key["period"], known).drop_columns(["period"])
     k = summary.num_rows
     ids, labels = clusters["sequence_id"].to_numpy(), clusters["cluster"].to_numpy()
-    keys = np.full(k, np.iinfo(np.int64).max)
-    np.minimum.at(keys, labels, ids)
     order = np.argsort(ids)
+    keys = _earliest(sequences, ids[order], labels[order])
     return _Described(summary, keys, *_sums(workspace, period.embeddings, ids[order], labels[order], k))
+
+
+def _earliest(sequences: pa.Table, ids: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Id of each cluster's earliest sequence, the smallest of several; `ids` ascending, with their `labels`.
+
+    Flows that are added in time order change neither the first sequences of a period nor these ids.
+    """
+    of_table = pc.index_in(pa.array(ids), value_set=sequences["sequence_id"].combine_chunks())
+    start = sequences["start"].take(of_table).cast(pa.int64()).to_numpy(zero_copy_only=False)
+    order = np.lexsort((ids, start, labels))
+    firsts = order[np.flatnonzero(np.diff(labels[order], prepend=-1))]
+    earliest: NDArray[np.int64] = ids[firsts]
+    return earliest
 
 
 def _sums(

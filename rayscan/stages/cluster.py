@@ -25,6 +25,7 @@ from rayscan.errors import ConfigError, DataError, RayscanError, WorkspaceError
 from rayscan.evaluation.splits import VALIDATION
 from rayscan.planning import Model, Unit, calibration_version
 from rayscan.progress import say, track
+from rayscan.stages import metrics
 from rayscan.stages.commits import PeriodCommits
 from rayscan.stages.session import check_room, run_tasks
 from rayscan.stages.similarity import sample_parts, vectors_of
@@ -65,8 +66,11 @@ def run(workspace: Workspace, config: RunConfig, model: Model, due: list[Unit], 
                 continue
             commits.add(unit, files)
             counts.periods += 1
-            counts.sequences += sum(file.rows for file in files)
+            rows = sum(file.rows for file in files)
+            counts.sequences += rows
             counts.clusters += clusters
+            metrics.add("clusters", config.run, clusters)
+            metrics.add("pairs", config.run, rows * (rows - 1) / 2)
             advance(1, f"{unit.key['period']}: {clusters:,} clusters")
     if failures:
         more = f" ({len(failures) - 1} other periods failed too)" if len(failures) > 1 else ""
@@ -120,7 +124,9 @@ def _solve_period(
     write = partial(_write, workspace, unit.key, threshold)
     items = list(zip(blocks, solution.labels, strict=True))
     clusters = solution.clusters
-    results = run_tasks(write, items, cpus=config.resources.cluster_cpus, ordered=True, shared=clusters)
+    resources = config.resources
+    options: dict[str, Any] = {"cpus": resources.cluster_cpus, "memory_mb": resources.cluster_memory_mb}
+    results = run_tasks(write, items, **options, ordered=True, shared=clusters)
     return [file for _, file in results], len(clusters)
 
 
@@ -168,7 +174,11 @@ def _ray_map(config: RunConfig) -> Callable[[Callable[[Any, Any], Any], Sequence
             with products_on(device):
                 return task(item, common[0])
 
-        options: dict[str, Any] = {"cpus": resources.cluster_cpus, "gpus": gpus}
+        options: dict[str, Any] = {
+            "cpus": resources.cluster_cpus,
+            "gpus": gpus,
+            "memory_mb": resources.cluster_memory_mb,
+        }
         for _, result in run_tasks(work, items, **options, ordered=True, shared=(shared,)):
             yield result
 

@@ -62,7 +62,9 @@ def _results(workspace: Workspace, config: RunConfig, model: Model, due: list[Un
     items = [{"unit": number, "made": json.dumps(asdict(unit))} for number, unit in enumerate(due)]
     # A lost machine's actors start again elsewhere; with one machine there is no elsewhere, and Ray would
     # warn in every run that restarts may fail. The only way to say so is one that 2.60 calls deprecated.
-    restarts = {"max_restarts": 0} if single_machine() else {}
+    more: dict[str, Any] = {"max_restarts": 0} if single_machine() else {}
+    if resources.embed_memory_mb:
+        more["memory"] = resources.embed_memory_mb * 2**20
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         return ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
@@ -78,7 +80,7 @@ def _results(workspace: Workspace, config: RunConfig, model: Model, due: list[Un
             num_cpus=resources.embed_cpus,
             num_gpus=resources.embed_gpus,
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors),
-            **restarts,
+            **more,
         )
 
 

@@ -31,6 +31,7 @@ from rayscan.errors import FormatError, RayscanError, TaskDied, WorkspaceError, 
 from rayscan.keys import bucket_of, period_of
 from rayscan.planning import PIPE, CaptureFile, ingest_version
 from rayscan.progress import say, track
+from rayscan.stages import metrics
 from rayscan.stages.admission import Admit, admission, check_key
 from rayscan.stages.session import run_tasks
 from rayscan.storage import filesystem
@@ -101,10 +102,10 @@ def run(workspace: Workspace, config: RunConfig, due: list[CaptureFile], info: C
             batch.append(result)
             read += result.flows
             if len(batch) >= _COMMIT_CAPTURES or time.monotonic() - since > _COMMIT_EVERY_S:
-                ledger.commit(batch, counts)
+                _commit(ledger, batch, counts, config.run)
                 batch, since = [], time.monotonic()
             advance(1, f"{read:,} flows")
-        ledger.commit(batch, counts)
+        _commit(ledger, batch, counts, config.run)
     if advice := advice_on(workspace.table("flows").files()):
         say(advice)
     return counts
@@ -117,6 +118,13 @@ def _given_up(file: CaptureFile, error: RayscanError) -> Ingested:
     result = Ingested(file)
     result.end(f"not taken: {error}", None, False)
     return result
+
+
+def _commit(ledger: _Ledger, batch: list[Ingested], counts: Counts, run: str) -> None:
+    flows, rejected = counts.flows, counts.rejected
+    ledger.commit(batch, counts)
+    metrics.add("flows", run, counts.flows - flows)
+    metrics.add("rejects", run, counts.rejected - rejected)
 
 
 def advice_on(files: list[File]) -> str | None:

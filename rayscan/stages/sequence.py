@@ -12,6 +12,7 @@ from rayscan.config import RunConfig
 from rayscan.errors import DataError, RayscanError
 from rayscan.planning import Unit
 from rayscan.progress import say, track
+from rayscan.stages import metrics
 from rayscan.stages.commits import PeriodCommits
 from rayscan.stages.session import run_tasks
 from rayscan.tables import CommitInfo, File, Workspace
@@ -44,7 +45,11 @@ def run(workspace: Workspace, config: RunConfig, due: list[Unit], info: CommitIn
     counts = Counts()
     commits = PeriodCommits(workspace, "sequences", due, info)
     with track("sequences", len(due), "buckets") as advance:
-        for unit, made in run_tasks(work, due, cpus=config.resources.sequence_cpus, failed=failed):
+        resources = config.resources
+        tasks = run_tasks(
+            work, due, cpus=resources.sequence_cpus, memory_mb=resources.sequence_memory_mb, failed=failed
+        )
+        for unit, made in tasks:
             if made is None:
                 advance(1, "")
                 continue
@@ -52,6 +57,7 @@ def run(workspace: Workspace, config: RunConfig, due: list[Unit], info: CommitIn
             commits.add(unit, [file])
             counts.units += 1
             counts.sequences += file.rows if file else 0
+            metrics.add("sequences", config.run, file.rows if file else 0)
             counts.dropped_flows += dropped.flows
             counts.dropped_sources += dropped.sources
             advance(1, f"{counts.sequences:,} sequences")

@@ -139,7 +139,7 @@ def run_tasks(
     times), then TaskDied is raised. A RayscanError in a task is raised here as itself. With `failed`, what
     that makes of the item and either error is the result instead.
     """
-    options: dict[str, Any] = {"num_cpus": cpus, "max_retries": _RETRIES}
+    options: dict[str, Any] = {"num_cpus": cpus, "max_retries": _RETRIES, "name": _name(function)}
     if gpus:
         options["num_gpus"] = gpus
     if memory_mb:
@@ -174,6 +174,12 @@ def run_tasks(
 
 
 _END: Any = object()
+
+
+def _name(function: Callable[..., Any]) -> str:
+    """What Ray's dashboard calls a task: its stage and function, such as ingest.work."""
+    inner = getattr(function, "func", function)  # of a partial
+    return f"{inner.__module__.rpartition('.')[2]}.{inner.__name__}"
 
 
 def fetch(reference: Any) -> Any:

@@ -91,7 +91,7 @@ def run(workspace: Workspace, config: RunConfig, fresh: bool) -> Counts:
     finally:
         ray.kill(post)
     workspace.delete(f"training/{name}")  # the checkpoints; the artefact is in models/
-    model = planning.find_model(workspace, config)
+    model = planning.stored_model(workspace, name)
     if model is None:
         raise DataError("training ended without a model; run it again to go on from the last checkpoint")
     metrics = model.card["metrics"]
@@ -178,7 +178,9 @@ def _trainer(workspace: Workspace, config: RunConfig, name: str, job: _Job) -> T
     if isinstance(fs, pafs.LocalFileSystem):
         Path(path).mkdir(parents=True, exist_ok=True)
     threads = share_of_cores(settings.threads, settings.workers, resources.train_cpus)
-    per_worker = {"CPU": resources.train_cpus}
+    per_worker: dict[str, float] = {"CPU": resources.train_cpus}
+    if resources.train_memory_mb:
+        per_worker["memory"] = resources.train_memory_mb * 2**20
     if use_gpu:
         per_worker["GPU"] = resources.train_gpus or 1
     return TorchTrainer(
