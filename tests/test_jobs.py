@@ -199,7 +199,7 @@ def test_a_month_by_jobs(head: Head, site: Path) -> None:
 
     long = "train.steps=80"
     job = head.submit("train", *words(site, long))
-    until(lambda: re.search(r"train: [1-9]\d* of 80", head.client.get_job_logs(job)))
+    until(lambda: re.search(r"train: [1-9]\d* of 80", head.client.get_job_logs(job)), 300)
     (driver,) = (pid for pid in descendants(head.process.pid) if is_driver(pid, "jobs/train.py"))
     kill(driver)
     assert head.follow(job)[0] != 0
