@@ -384,7 +384,8 @@ class Run:
     def _plan_pages(self) -> dict[str, str]:
         """Periods whose report is not of their campaigns, with what it is to be made from."""
         units = planning.campaign_units(self.workspace, self.config)
-        found = {unit.key["period"]: self._plan_report(unit.key["period"]) for unit in units}
+        periods = [unit.key["period"] for unit in units if unit.files]  # one that came out empty has no page
+        found = {period: self._plan_report(period) for period in periods}
         return {period: made_from for period, made_from in found.items() if made_from is not None}
 
     def _pages(self, due: dict[str, str]) -> dict[str, Any]:
