@@ -137,6 +137,23 @@ def test_a_run_ended_early_goes_on_as_if_it_had_not_been(stop):
     assert losses(first.metrics) + losses(rest.metrics) == losses(whole.metrics)
 
 
+def test_a_run_that_is_asked_to_stop_keeps_a_checkpoint_of_its_step():
+    """Whatever the step: going on from there is the undisturbed run."""
+    kept, asked = [], []
+
+    def stop() -> bool:
+        asked.append(True)
+        return len(asked) == 3
+
+    whole = fit(MODEL, TRAIN, sampler(), validation=VALIDATION)
+    first = fit(
+        MODEL, TRAIN, sampler(), validation=VALIDATION, stop=stop, on_checkpoint=lambda s, m: kept.append(s)
+    )
+    assert kept[-1].step == len(first.metrics) == 3
+    rest = fit(MODEL, TRAIN, sampler(), start_state=kept[-1], validation=VALIDATION)
+    assert losses(first.metrics + rest.metrics) == losses(whole.metrics)
+
+
 def test_going_on_from_weights_of_another_run():
     train = TRAIN.model_copy(update={"steps": 2, "learning_rate": 1e-30, "start": "other"})
     weights = fit(MODEL, TRAIN, sampler()).encoder.state_dict()
