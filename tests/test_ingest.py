@@ -166,6 +166,65 @@ def test_content_that_another_path_still_has_stays(site: Site) -> None:
     assert site.flows().height == 1500
 
 
+def twins(site: Site, *names: str) -> None:
+    """The same capture under several names: 1,000 flows, a row without a time, and one repeated."""
+    capture(site.captures / names[0])
+    table = pq.read_table(site.captures / names[0])
+    gap = table.slice(0, 1).set_column(0, "ts", pa.nulls(1, table["ts"].type))
+    for name in names:
+        pq.write_table(pa.concat_tables([table, gap]), site.captures / name)
+    site.ingest()
+
+
+def check_books(site: Site, carrier: str, *others: str) -> None:
+    """The first has the flows and the reject of `twins`, the others refer to it, and all adds up."""
+    books = {Path(row["path"]).name: row for row in site.books()}
+    assert sum(row["flows"] for row in books.values()) == site.flows().height
+    assert (books[carrier]["flows"], books[carrier]["rejects"]) == (1000, 1)
+    assert books[carrier]["format"] == "parquet"
+    for name in others:
+        assert (books[name]["flows"], books[name]["rejects"]) == (0, 0)
+        assert books[name]["format"] == f"same content as {site.captures / carrier}"
+    assert site.rejects() == {(carrier, "ts missing"): 1}
+    assert site.due() == []
+
+
+def test_a_twin_that_is_read_again_changes_no_figure(site: Site) -> None:
+    twins(site, "a", "b", "c")
+    check_books(site, "a", "b", "c")
+    for k, name in enumerate("abca"):
+        os.utime(site.captures / name, (k, k))
+        site.ingest()
+        check_books(site, "a", "b", "c")
+
+
+def test_a_twin_takes_over_when_the_carrier_changes(site: Site) -> None:
+    twins(site, "a", "b", "c")
+    capture(site.captures / "a", 500, seed=2)
+    assert site.ingest().flows == 500
+    check_books(site, "b", "c")
+    os.utime(site.captures / "c", (1, 1))
+    capture(site.captures / "b", 600, seed=3)
+    assert site.ingest().flows == 1600  # c was read in the same run
+    check_books(site, "c")
+    twins(site, "a", "b", "d")  # all of them as c is
+    check_books(site, "c", "a", "b", "d")
+
+
+def test_a_kill_while_a_twin_takes_over_is_repaired(site: Site) -> None:
+    """Flows and rejects are committed, the books are not."""
+    twins(site, "a", "b")
+    capture(site.captures / "a", 500, seed=2)
+    results = [ingest_file(site.workspace, file, site.config) for file in site.due()]
+    ledger = _Ledger(site.workspace, planning.ingest_version(site.config), INFO)
+    ledger.captures = Workspace.open(site.captures.parent / "other", site.config.ingest).table("captures")
+    ledger.captures.replace_rows("path", [], site.workspace.table("captures").read(), INFO)
+    ledger.commit(results, Counts())
+    assert {Path(file.path).name for file in site.due()} == {"a"}
+    site.ingest()
+    check_books(site, "b")
+
+
 def test_the_same_content_read_with_other_settings_counts_once(site: Site) -> None:
     for name in ("a", "b"):
         capture(site.captures / f"{name}.parquet", 400, seed=1)
@@ -287,6 +346,23 @@ def unprivileged() -> Iterator[None]:
 
 
 @pytest.mark.timeout(60)
+def test_names_that_utf8_cannot_hold(tmp_path: Path) -> None:
+    """JSON can escape half a surrogate pair, which no table can hold."""
+    site = Site(tmp_path, "captures.time_unit=s")
+    capture(site.captures / "good.parquet", 100)
+    (site.captures / "bad.json").write_text('{"\\ud800":1}\n')
+    row = '"src":"1.2.3.4","dst_port":80,"proto":6'
+    (site.captures / "odd.json").write_text(f'{{"ts\\ud800":1700000000,"ts":1700000000,{row}}}\n')
+    (site.captures / "other.json").write_text(f'{{"ts\\ud800":1700000000,{row}}}\n')
+    assert site.ingest().flows == 101
+    assert sorted(name for name, _ in site.rejects()) == ["bad.json", "other.json"]
+    formats = {Path(row["path"]).name: row["format"] for row in site.books()}
+    assert formats == {
+        **dict.fromkeys(("bad.json", "odd.json", "other.json"), "json"),
+        "good.parquet": "parquet",
+    }
+
+
 def test_pipes_and_devices_are_refused(site: Site) -> None:
     """Reading one would wait for ever, or never come to an end."""
     capture(site.captures / "good.parquet", 100)

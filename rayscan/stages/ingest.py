@@ -25,7 +25,7 @@ import pyarrow.fs as pafs
 
 from rayscan import schema
 from rayscan.captures.columns import Reject, merge_rejects
-from rayscan.captures.detect import read_capture
+from rayscan.captures.detect import read_capture, reader_failed
 from rayscan.config import IngestConfig, RunConfig
 from rayscan.errors import FormatError, RayscanError, TaskDied, WorkspaceError, why
 from rayscan.keys import bucket_of, period_of
@@ -40,6 +40,8 @@ from rayscan.tables import CommitInfo, File, Table, Workspace, key_name
 _COMMIT_EVERY_S = 20.0
 _COMMIT_CAPTURES = 64
 _MANY_FILES, _SMALL_BYTES = 5_000, 100_000
+
+_Row = dict[str, Any]
 
 
 @dataclass
@@ -63,7 +65,8 @@ class Ingested:
         return sum(reject.count for reject in self.rejects if reject.lost == kind)
 
     def end(self, reason: str, offset: int | None = None, finished: bool = True) -> None:
-        self.ended, self.finished = Reject(reason, offset, 1), finished
+        text = reason.encode(errors="replace").decode()  # an exception may quote half a surrogate pair
+        self.ended, self.finished = Reject(text, offset, 1), finished
 
 
 @dataclass
@@ -166,8 +169,7 @@ def ingest_file(workspace: Workspace, file: CaptureFile, config: RunConfig) -> I
     except OSError as error:
         result.end(f"cannot be read: {why(error)}", None, False)
     except Exception as error:  # a reader that fails on one file must not take the others along
-        text = f": {error}" if config.ingest.addresses == "raw" else ""  # it may quote an address
-        result.end(f"reader failed: {type(error).__name__}{text}", None, False)
+        result.end(reader_failed(error, config), None, False)
     return result
 
 
@@ -272,6 +274,9 @@ def _by_key(flows: pa.Table, ingest: IngestConfig) -> Iterator[tuple[tuple[str, 
 class _Ledger:
     """Which capture stands in the tables, and the commits that change it.
 
+    Of the paths with one content, one carries its flows and rejects in the books; it is the one whose row has
+    flows. The others are its twins, with none. Content without any flow is told of at each path.
+
     The order is flows, rejects, captures. A kill in between leaves a capture that still counts as due; its
     second reading finds the content committed and only completes the books.
     """
@@ -287,46 +292,47 @@ class _Ledger:
     def commit(self, batch: list[Ingested], counts: Counts) -> None:
         if not batch:
             return
-        same = self._commit_flows(batch)
-        told = [result for result in batch if result.file.path not in same]
-        rejects = pa.Table.from_pylist([row for r in told for row in _reject_rows(r)], schema.REJECTS)
-        self.rejects.replace_rows("path", [result.file.path for result in batch], rejects, self.info)
-        rows = [self._capture_row(result, same) for result in batch if result.finished]
+        read = {result.file.path: result for result in batch if result.finished}
+        touched = {self.known[path] for path in read if path in self.known}
+        written = self._commit_flows(batch)
+        before = _where(self.captures, "capture", touched | {result.capture for result in read.values()})
+        rows, told = self._books(read, before, written)
+        told += [row for result in batch if not result.finished for row in _reject_rows(result)]
+        paths = {row["path"] for row in rows} | {result.file.path for result in batch}
+        self.rejects.replace_rows("path", paths, pa.Table.from_pylist(told, schema.REJECTS), self.info)
         captures = pa.Table.from_pylist(rows, schema.CAPTURES)
         self.captures.replace_rows("path", captures["path"].to_pylist(), captures, self.info)
-        for row in rows:
-            counts.same_content += row["path"] in same
+        for row in (row for row in rows if row["path"] in read):
+            is_twin = not row["flows"] and read[row["path"]].flows > 0
+            counts.same_content += is_twin
             counts.flows += row["flows"]
             counts.rejected += row["rejects"]
             counts.left_out += row["left_out"]
+            counts.incomplete += read[row["path"]].ended is not None and not is_twin
         counts.captures += len(batch)
-        counts.incomplete += sum(result.ended is not None for result in told)
+        counts.incomplete += len(batch) - len(read)
 
     def _commit_flows(self, batch: list[Ingested]) -> dict[str, str]:
-        """One commit of all new content; path -> the path whose flows are the same, for the others."""
+        """One commit of all new content; content -> the path that it was read from."""
         stored = self.flows.done([{"capture": result.capture} for result in batch])
-        claimed = {capture: path for path, capture in self.known.items()}
-        same: dict[str, str] = {}
         new: list[File] = []
         done: dict[str, int] = {}
         gone: set[str] = set()
+        written: dict[str, str] = {}
         for result in (r for r in batch if r.finished):
             path, capture = result.file.path, result.capture
             name = key_name({"capture": capture})
             self._release(path, capture, gone, done)
             self.known[path] = capture
-            there = done.get(name, stored[name]) == self.version
-            if claimed.setdefault(capture, path) != path and there and result.flows:
-                same[path] = claimed[capture]
-            elif not there:
-                claimed[capture] = path
+            if done.get(name, stored[name]) != self.version:
+                written[capture] = path
                 gone.add(capture)  # read with other settings before
                 new += result.written
                 done[name] = self.version
         old = [file.path for file in self.flows.files() if _capture_of(file) in gone] if gone else []
         if done:
             self.flows.replace_files(old, new, done, self.info)
-        return {path: twin for path, twin in same.items() if self.known[path] == self.known[twin]}
+        return written
 
     def _release(self, path: str, capture: str, gone: set[str], done: dict[str, int]) -> None:
         """Content that `path` had before and that no other path has goes away."""
@@ -337,21 +343,74 @@ class _Ledger:
             gone.add(before)
             done[key_name({"capture": before})] = 0
 
-    def _capture_row(self, result: Ingested, same: dict[str, str]) -> dict[str, Any]:
-        twin = same.get(result.file.path)
-        return {
-            "capture": result.capture,
-            "path": result.file.path,
-            "bytes": result.file.bytes,
-            "modified": result.file.modified,
-            "format": f"same content as {twin}" if twin else result.format,
-            "flows": 0 if twin else result.flows,
-            "rejects": 0 if twin else result.lost("rows"),
-            "left_out": 0 if twin else result.lost("left out"),
-            "duplicates": 0 if twin else result.duplicates,
-            "first": result.first,
-            "last": result.last,
-        }
+    def _books(
+        self, read: dict[str, Ingested], before: list[_Row], written: dict[str, str]
+    ) -> tuple[list[_Row], list[_Row]]:
+        """The rows of `captures` that are new or other than `before`, and the rows of `rejects` for these.
+
+        The carrier of a content is the path that it was just written from; else the one that carried it; else
+        one that was just read; else a twin, which takes over what the books said of the last carrier.
+        """
+        holders: dict[str, dict[str, _Row]] = {}
+        for row in before:
+            if row["path"] not in read:
+                holders.setdefault(row["capture"], {})[row["path"]] = row
+        for path, result in read.items():
+            holders.setdefault(result.capture, {})[path] = _capture_row(result)
+        carried = {row["capture"]: row for row in before if row["flows"]}
+        rows: list[_Row] = []
+        told: list[_Row] = []
+        for capture, group in holders.items():
+            last = carried.get(capture)
+            fresh = [path for path in group if path in read]
+            if last is None and not fresh:
+                continue
+            choice = [written.get(capture), last and last["path"], *fresh, *sorted(group)]
+            carrier = next(path for path in choice if path in group)
+            figures = group[carrier] if carrier in read else last
+            assert figures is not None
+            for path, row in group.items():
+                is_twin = figures["flows"] and path != carrier
+                if is_twin:
+                    row = _twin(row, carrier)
+                elif path not in read:
+                    row = {**figures, **{name: row[name] for name in ("path", "bytes", "modified")}}
+                if path in read or row != group[path]:
+                    rows.append(row)
+                    told += [] if is_twin else self._rejects(path, row["capture"], read, carrier)
+        return rows, told
+
+    def _rejects(self, path: str, capture: str, read: dict[str, Ingested], carrier: str) -> list[_Row]:
+        """What `path` tells of its content: as it was read there, or else at the carrier, or else before."""
+        result = read.get(path) or read.get(carrier)
+        known = _where(self.rejects, "capture", {capture}) if result is None else _reject_rows(result)
+        return [{**row, "path": path} for row in known if row["path"] == known[0]["path"]]  # two after a kill
+
+
+def _where(table: Table, column: str, values: set[str]) -> list[_Row]:
+    rows = table.read()
+    return rows.filter(pc.is_in(rows[column], pa.array(sorted(values), pa.string()))).to_pylist()
+
+
+def _capture_row(result: Ingested) -> _Row:
+    return {
+        "capture": result.capture,
+        "path": result.file.path,
+        "bytes": result.file.bytes,
+        "modified": result.file.modified,
+        "format": result.format,
+        "flows": result.flows,
+        "rejects": result.lost("rows"),
+        "left_out": result.lost("left out"),
+        "duplicates": result.duplicates,
+        "first": result.first,
+        "last": result.last,
+    }
+
+
+def _twin(row: _Row, carrier: str) -> _Row:
+    figures = dict.fromkeys(("flows", "rejects", "left_out", "duplicates"), 0)
+    return {**row, **figures, "format": f"same content as {carrier}"}
 
 
 def _capture_of(file: File) -> str:
@@ -367,7 +426,7 @@ def _reject_rows(result: Ingested) -> list[dict[str, Any]]:
         found.append(("file" if nothing else "rest", result.ended))
     return [
         {
-            "capture": result.capture,
+            "capture": result.capture if result.finished else "",
             "path": result.file.path,
             "offset": reject.offset,
             "reason": reject.reason,
