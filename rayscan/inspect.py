@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rayscan.captures.detect import read_capture
+from rayscan.captures.detect import read_capture, reader_failed
 from rayscan.captures.inspection import Inspection
 from rayscan.captures.outside import Outside
 from rayscan.captures.source import compression_of
@@ -65,6 +65,8 @@ def inspect(files: list[CaptureFile], config: RunConfig, rows: int | None) -> It
             result.ended = str(error).removeprefix(f"{file.path}: ")
         except OSError as error:
             result.ended = f"cannot be read: {why(error)}"
+        except Exception as error:  # a reader that fails on one file must not take the others along
+            result.ended = reader_failed(error, config).encode(errors="replace").decode()
         yield result
 
 

@@ -576,8 +576,9 @@ def test_fingerprints_by_hand() -> None:
 
 
 def test_fingerprints_of_a_table() -> None:
-    batch = read_table(capture(ip_id=pa.array([54_321, 1, None]), seq=pa.array([7, 1, 1])))
+    batch = read_table(capture(ip_id=pa.array([54_321, 1, None]), tcp_seq=pa.array([7, 1, 1])))
     assert batch.flows["fingerprint"].to_pylist() == [1 | 4, 0, None]  # the third is UDP without an IP id
+    assert read_table(capture(seq=[7, 8, 9])).flows["fingerprint"].null_count == 3  # a counter, of Argus
     flags = capture(zmap=[True, False, None], is_mirai=pa.array([1, 0, None]))
     assert read_table(flags).flows["fingerprint"].to_pylist() == [1 | 4, 0, None]
 
@@ -666,6 +667,10 @@ def test_a_header_is_required() -> None:
     assert "1.2.3.4" in ROW and "1.2.3.4" not in str(error.value)  # addresses may have to stay hidden
     with pytest.raises(FormatError, match="no header line"):
         read(csv("\n \n"))
+    with pytest.raises(FormatError, match="lines end with a carriage return alone"):
+        read(csv((HEAD + ROW).replace("\n", "\r")))
+    with pytest.raises(FormatError, match="the header line cannot be read: field larger"):
+        read(csv("x" * 200_000 + "," + HEAD + ROW))
     assert read(csv(HEAD)).flows.num_rows == 0
 
 
@@ -776,6 +781,21 @@ def test_failing_storage_is_not_damage() -> None:
     file.reads = 0
     with pytest.raises(OSError, match="storage went away"):
         read_parquet(file, "f", CapturesConfig(), 1000)
+
+
+def test_a_table_that_expands_without_bound_is_refused() -> None:
+    """Ten million rows of one flow are a file of some kilobytes."""
+    n = 10_000_000
+    one = capture().slice(0, 1)
+    columns = [pa.repeat(one[name][0], n) for name in one.column_names]
+    file = parquet(pa.table(columns, one.column_names), compression="zstd", row_group_size=n)
+    assert len(file.getvalue()) < n // 50
+    with pytest.raises(FormatError, match=r"expands more than 1000 times.*captures\.max_ratio"):
+        next(read_parquet(file, "f", CapturesConfig(), 1000))
+    with pytest.raises(FormatError, match=r"to more than 0\.3 GB.*captures\.max_gb"):
+        next(read_parquet(file, "f", CapturesConfig(max_ratio=10**9, max_gb=0.3), 1000))
+    batches = read_parquet(file, "f", CapturesConfig(max_ratio=10**9), 1000)
+    assert next(batches).flows.num_rows == 1000
 
 
 def test_batches_are_bounded() -> None:

@@ -19,7 +19,7 @@ from rayscan.captures import source
 from rayscan.captures.columns import Batch
 from rayscan.captures.detect import READERS, SIGNATURES, open_capture, read_capture
 from rayscan.config import CapturesConfig
-from rayscan.errors import FormatError
+from rayscan.errors import FormatError, SchemaError
 
 HEAD = b"ts,src,dst_port,proto\n"
 ROW = b"2024-03-01T12:00:00Z,1.2.3.4,23,tcp\n"
@@ -67,6 +67,23 @@ def test_files_of_arrow(tmp_path: Path) -> None:
         with fs.LocalFileSystem().open_input_file(str(path)) as file:
             batches = list(read_capture(file, "f", CapturesConfig(), 300)[1])
         assert rows(batches) in (1000, 2)
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [(parquet()[:-5], "parquet"), (b"a,b\n1,2\n", "csv"), (b"ORC\x00\x01", "orc"), (b'{"a":1}\n', "json")],
+)
+def test_the_format_is_known_also_where_nothing_is_read(data: bytes, kind: str) -> None:
+    found, batches = read_capture(io.BytesIO(data), "f", CapturesConfig(), 300)
+    assert found == kind
+    with pytest.raises((FormatError, SchemaError)):
+        next(batches)
+
+
+def test_a_zeek_log_that_begins_with_another_header_line() -> None:
+    head = b"#set_separator\t,\n#empty_field\t(empty)\n#fields\tts\tid.orig_h\n"
+    assert open_capture(io.BytesIO(head), "f", CapturesConfig())[0] == "zeek"
+    assert open_capture(io.BytesIO(b"#a,#fields\tb\n1,2\n"), "f", CapturesConfig())[0] == "csv"
 
 
 def test_the_stream_begins_at_the_beginning() -> None:

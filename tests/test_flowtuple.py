@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import fastavro
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -278,6 +280,49 @@ def test_truncated_files(cut: float) -> None:
         for batch in batches:
             flows += batch.flows["src"].to_pylist()
     assert flows == list(range(len(flows)))
+
+
+def test_a_flood_of_claims_is_not_copied() -> None:
+    """Each of many blocks claims 40 kB that are there, but no mark behind them."""
+
+    class Counted(avro._Stream):
+        copied = 0
+
+        def read(self, size: int) -> bytes:
+            piece = super().read(size)
+            self.copied += len(piece)
+            return piece
+
+    mark = b"S" * 16
+    data = (b"\x02\x80\xf1\x04" + mark) * 4000
+    stream = Counted(io.BytesIO(data))
+    header = avro.Header(("a",), np.zeros((3, 1), np.int64), "null", mark)
+    assert sum(count for count, _ in avro._blocks(stream, header)) == 4000
+    assert stream.copied < len(data)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [["null", "int", "string"], ["int"], [], {"type": {"type": "int"}}, {"type": {"type": {}}}, "array",
+     {"type": "array"}, {"type": []}, None, 7, "\ud800", ["null", ["null", "int"]], ["null", "null"]],
+    ids=repr,
+)  # fmt: skip
+def test_types_that_are_not_read_are_named(kind: Any) -> None:
+    with pytest.raises(SchemaError, match=r"Avro field .* has a type that is not supported"):
+        list(parts_of(with_schema([{"name": "x\ud800", "type": kind}]))[1])
+
+
+@pytest.mark.parametrize("fields", [7, [7], [None], [[]], {}, [{"name": "x"}], [{"type": "int"}], None])
+def test_schemas_that_are_none(fields: Any) -> None:
+    with pytest.raises((FormatError, SchemaError)):
+        list(parts_of(with_schema(fields))[1])
+
+
+def with_schema(fields: Any) -> bytes:
+    """The header of a file, with the name of a FlowTuple's field in it."""
+    schema = json.dumps({"type": "record", "name": "x", "dst_ip": 0, "fields": fields}).encode()
+    size = bytes([2 * len(schema) & 127 | 128, 2 * len(schema) >> 7])
+    return b"Obj\x01\x02\x16avro.schema" + size + schema + b"\x00" + b"S" * 16
 
 
 def test_what_a_block_claims_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from rayscan.captures.columns import BATCH, Batch, Reject
+from rayscan.captures.detect import READERS
 from rayscan.captures.inspection import OTHERS, Distinct, Inspection, Tally
 from rayscan.cli import main
 
@@ -138,6 +140,25 @@ def test_what_cannot_be_opened(tmp_path: Path) -> None:
         "neither a file nor a folder, but a pipe, socket or device",
         "cannot be read: No such file or directory",
     ]
+
+
+@pytest.mark.parametrize("addresses", ["raw", "cryptopan"])
+def test_a_reader_that_fails_does_not_take_the_others_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, addresses: str
+) -> None:
+    def fail(*_: object) -> Iterator[Batch]:
+        raise KeyError("192.0.2.7")
+        yield
+
+    monkeypatch.setitem(READERS, "csv", fail)
+    (tmp_path / "a.csv").write_text("ts,src\n1,2\n")
+    traffic(10).write_parquet(tmp_path / "b.parquet")
+    (tmp_path / "c.json").write_text('{"\\ud800": 1}\n')
+    found = facts(str(tmp_path), "--set", f"ingest.addresses={addresses}")["captures"]
+    shown = ": '192.0.2.7'" if addresses == "raw" else ""
+    assert found[0]["ended"] == f"reader failed: KeyError{shown}"
+    assert (found[0]["format"], found[1]["flows"]) == ("csv", 10)
+    assert "no column found" in found[2]["ended"]
 
 
 def test_distinct_is_exact_then_close() -> None:

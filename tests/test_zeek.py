@@ -265,6 +265,14 @@ def test_times_are_those_of_floats(seconds: int) -> None:
     assert got == np.rint(np.array(texts, np.float64) * 10**6).astype(np.int64).tolist()
 
 
+def test_a_flood_of_header_lines_is_refused() -> None:
+    again = b"#unset_field\t-\n#empty_field\tnone\n" * 1000
+    assert read(again + log(ROW)).flows.num_rows == 1
+    flood = b"".join(b"#unset_field\t%d\n" % i for i in range(100))
+    with pytest.raises(FormatError, match="more than 16 values for an unset field"):
+        read(log(ROW) + flood + log(ROW))
+
+
 def test_other_logs_are_refused() -> None:
     with pytest.raises(SchemaError, match=r"this is Zeek's dns\.log; flows come from conn\.log"):
         read(log(ROW).replace(b"#path\tconn", b"#path\tdns"))

@@ -74,12 +74,12 @@ def read_header(file: BinaryIO, path: str) -> Header:
         schema = json.loads(meta.get("avro.schema", b""))
         sync = _exactly(file, _SYNC_BYTES)
         codec = meta.get("avro.codec", b"null").decode()
-        fields = [(str(field["name"]), field["type"]) for field in schema["fields"]]
+        fields = [(_clean(field["name"]), field["type"]) for field in schema["fields"]]
+        plan = np.array([_type(kind, name, path) for name, kind in fields], np.int64).reshape(-1, 3)
     except (EOFError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise FormatError(path, f"damaged: Avro header: {error or 'cut off'}") from None
     if codec not in ("null", "deflate", "snappy"):
         raise FormatError(path, f"Avro codec {codec[:40]!r} is not supported; write null, deflate or snappy")
-    plan = np.array([_type(kind, name, path) for name, kind in fields], np.int64).reshape(-1, 3)
     return Header(tuple(name for name, _ in fields), np.ascontiguousarray(plan.T), codec, sync)
 
 
@@ -110,7 +110,7 @@ def _number(file: BinaryIO | _Stream) -> int:
     raise ValueError("a number of more than ten bytes")
 
 
-def _exactly(file: BinaryIO | _Stream, size: int, limit: int = _MAX_HEADER_BYTES) -> bytes:
+def _exactly(file: BinaryIO, size: int, limit: int = _MAX_HEADER_BYTES) -> bytes:
     if not 0 <= size <= limit:
         raise ValueError(f"a size of {size} bytes")
     data = file.read(size)
@@ -119,23 +119,30 @@ def _exactly(file: BinaryIO | _Stream, size: int, limit: int = _MAX_HEADER_BYTES
     return data
 
 
+def _clean(name: Any) -> str:
+    """Without the halves of surrogate pairs, which JSON can escape and UTF-8 cannot hold."""
+    return str(name).encode(errors="replace").decode()
+
+
 def _type(kind: Any, name: str, path: str) -> tuple[int, int, int]:
     """A column of `Header.plan`."""
+    null, value = -1, kind
     if isinstance(kind, list) and len(kind) == 2 and "null" in kind:
         null = kind.index("null")
-        return (*_type(kind[1 - null], name, path)[:2], null)
-    inner = kind.get("type") if isinstance(kind, dict) else kind
+        value = kind[1 - null]
+    inner = value.get("type") if isinstance(value, dict) else value
     if inner in ("int", "long", "enum"):
-        return WHOLE, 0, -1
+        return WHOLE, 0, null
     if inner == "boolean":
-        return BOOLEAN, 1, -1
+        return BOOLEAN, 1, null
     if inner in ("string", "bytes"):
-        return TEXT, 0, -1
-    if inner in _FLOATS:
-        return FIXED, _FLOATS[inner], -1
-    if inner == "array" and kind.get("items") in ("int", "long"):
-        return LIST, 0, -1
-    raise SchemaError(f"{path}: Avro field {name[:60]!r} has a type that is not supported: {str(kind)[:80]}")
+        return TEXT, 0, null
+    if isinstance(inner, str) and inner in _FLOATS:
+        return FIXED, _FLOATS[inner], null
+    if isinstance(value, dict) and inner == "array" and value.get("items") in ("int", "long"):
+        return LIST, 0, null
+    shown = _clean(kind)[:80]
+    raise SchemaError(f"{path}: Avro field {name[:60]!r} has a type that is not supported: {shown}")
 
 
 def read_rows(
@@ -192,10 +199,29 @@ class _Stream:
             self._start = self._place = 0
 
     def read(self, size: int) -> bytes:
-        self._data += self._file.read(max(0, self._place + size - len(self._data)))
-        piece = bytes(self._data[self._place : self._place + size])
+        self._fill(size)
+        with memoryview(self._data) as data:
+            piece = bytes(data[self._place : self._place + size])
         self._place += len(piece)
         return piece
+
+    def read_marked(self, size: int, mark: bytes) -> bytes:
+        """So many bytes, and go behind the mark that follows. Copies nothing unless the mark is there: a file
+        may claim a large block at each of many places."""
+        self._fill(size + len(mark))
+        end = self._place + size
+        if len(self._data) < end + len(mark):
+            raise ValueError("cut off")
+        if not self._data.startswith(mark, end):
+            raise ValueError("the mark behind it is missing")
+        piece = self.read(size)
+        self._place += len(mark)
+        return piece
+
+    def _fill(self, size: int) -> None:
+        missing = self._place + size - len(self._data)
+        if missing > 0:
+            self._data += self._file.read(missing)
 
     def skip(self, mark: bytes) -> bool:
         """Go behind the first mark since the block began, if there is one."""
@@ -238,9 +264,9 @@ def _block(file: _Stream, header: Header) -> tuple[int, Bytes | None] | None:
         raise ValueError("cut off") from None
     if not 0 <= count <= MAX_BLOCK_BYTES:
         raise ValueError(f"{count} records")
-    packed = _exactly(file, size, MAX_BLOCK_BYTES)
-    if _exactly(file, _SYNC_BYTES) != header.sync:
-        raise ValueError("the mark behind it is missing")
+    if not 0 <= size <= MAX_BLOCK_BYTES:
+        raise ValueError(f"a size of {size} bytes")
+    packed = file.read_marked(size, header.sync)
     try:
         data = np.frombuffer(_unpacked(packed, header.codec), np.uint8)
     except DAMAGE:

@@ -12,6 +12,7 @@ conversion) over all columns that were recognised, and taken out where captures.
 from __future__ import annotations
 
 import difflib
+import io
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,7 +31,7 @@ from rayscan.captures.delimited import block_bytes, read_blocks, read_header
 from rayscan.captures.duplicates import Seen
 from rayscan.captures.fingerprints import fingerprints
 from rayscan.captures.programs import program_of
-from rayscan.captures.source import DAMAGE, Source
+from rayscan.captures.source import DAMAGE, Source, expansion
 from rayscan.captures.times import Clock
 from rayscan.captures.values import Field
 from rayscan.config import CapturesConfig
@@ -100,7 +101,7 @@ NAMES = {
     "masscan": "masscan is_masscan",
     "mirai": "mirai is_mirai",
     "ip_id": "ip_id ipid",
-    "tcp_seq": "tcp_seq tcpseq seq snum",
+    "tcp_seq": "tcp_seq tcpseq snum",  # not seq, by which Argus numbers its records
 }
 """Names a column is recognised by, best first. `service` is proto * 65536 + dst_port, and stands in for the
 two where a file has not got them; the last six give the fingerprint."""
@@ -430,9 +431,24 @@ def read_parquet(file: BinaryIO, path: str, config: CapturesConfig, batch_rows: 
             path, "damaged: Parquet footer: the row groups do not add up to the rows of the file"
         )
     places = resolve(names, config.columns, path)
+    _check_size(parquet.metadata, len(places), source, path, config)
     converter = Converter(path, {key: names[place] for key, place in places.items()}, config)
     converter.check_types({key: types[place] for key, place in places.items()})
     return _row_groups(parquet, groups, source, places, converter, batch_rows)
+
+
+def _check_size(
+    footer: pq.FileMetaData, columns: int, source: Source, path: str, config: CapturesConfig
+) -> None:
+    """Refuse a bomb: runs of one value take no room in the file, and 8 bytes each once they are read.
+
+    Honest captures, whose times and addresses differ from row to row, become 10 to 30 times as large.
+    """
+    pages = sum(footer.row_group(group).total_byte_size for group in range(footer.num_row_groups))
+    size = source.seek(0, io.SEEK_END)
+    bomb = expansion(max(pages, footer.num_rows * columns * 8), size, config)
+    if bomb is not None:
+        raise FormatError(path, bomb)
 
 
 def _row_groups(

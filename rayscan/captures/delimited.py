@@ -57,7 +57,12 @@ def read_header(file: BinaryIO, path: str) -> Header:
         line = line.removeprefix(_BOM)
     text = line.decode("utf-8", "replace").strip("\r\n")
     delimiter = max(DELIMITERS, key=text.count)  # the first of equals
-    names = tuple(name.strip() for name in next(csv.reader([text], delimiter=delimiter)))
+    if "\r" in text:
+        raise FormatError(path, "lines end with a carriage return alone: convert it with tr '\\r' '\\n'")
+    try:
+        names = tuple(name.strip() for name in next(csv.reader([text], delimiter=delimiter)))
+    except csv.Error as error:
+        raise FormatError(path, f"the header line cannot be read: {error}") from None
     value = next((place for place, name in enumerate(names, 1) if _VALUE.fullmatch(name)), None)
     if value is not None:  # not shown: it may be an address, which is not to be seen where all are hidden
         raise FormatError(

@@ -24,7 +24,7 @@ from rayscan.captures.pcap import read_pcap
 from rayscan.captures.pcapng import read_pcapng
 from rayscan.captures.source import BUFFER_BYTES, Decompressed, Source, compression_of
 from rayscan.captures.zeek import read_zeek, read_zeek_json
-from rayscan.config import CapturesConfig
+from rayscan.config import CapturesConfig, RunConfig
 from rayscan.errors import FormatError
 
 Reader = Callable[[BinaryIO, str, CapturesConfig, int], Iterator[Batch]]
@@ -74,14 +74,26 @@ def read_capture(
     """Format of a capture, and its flows in batches of at most `batch_rows`.
 
     `file` is open for reading at any place and stays open until the last batch; `path` is for messages.
-    Raises FormatError for a file that cannot be read, SchemaError for a table that lacks what a flow needs.
-    Both may also come from a later batch; the batches before it then stand.
+    Raises FormatError for a file of no known format. The batches raise FormatError for a file that cannot be
+    read, SchemaError for a table that lacks what a flow needs; the batches before it then stand.
     """
     kind, stream = open_capture(file, path, config)
+    return kind, _batches(kind, stream, path, config, batch_rows)
+
+
+def _batches(
+    kind: str, stream: BinaryIO, path: str, config: CapturesConfig, batch_rows: int
+) -> Iterator[Batch]:
     if kind not in READERS:
         supported = ", ".join(READERS)
         raise FormatError(path, f"{kind} captures are not supported yet; convert it to one of: {supported}")
-    return kind, READERS[kind](stream, path, config, batch_rows)
+    yield from READERS[kind](stream, path, config, batch_rows)
+
+
+def reader_failed(error: Exception, config: RunConfig) -> str:
+    """What to say of an error that no reader should raise. It may quote an address."""
+    shown = f": {error}" if config.ingest.addresses == "raw" else ""
+    return f"reader failed: {type(error).__name__}{shown}"
 
 
 def open_capture(file: BinaryIO, path: str, config: CapturesConfig) -> tuple[str, BinaryIO]:
@@ -112,6 +124,8 @@ def _format(head: bytes, path: str) -> str:
     if not head:
         raise FormatError(path, "empty file")
     known = _match(head, SIGNATURES)
+    if head.startswith(b"#") and b"\n#fields\t" in head:
+        return "zeek"
     if known is not None:
         return _flowtuple(head) if known == "avro" else known
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()

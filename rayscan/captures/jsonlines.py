@@ -147,12 +147,15 @@ def read_json(file: BinaryIO, path: str, config: CapturesConfig, batch_rows: int
 
 
 def _names(file: BinaryIO) -> dict[str, Path]:
-    """Keys of the first objects, those of objects inside them too; the file stays where it is."""
+    """Keys of the first objects that UTF-8 can hold, those of objects inside them too; the file stays where
+    it is."""
     names: dict[str, Path] = {}
     for line in file.peek(1).decode("utf-8-sig", "replace").split("\n")[:_FIRST]:  # type: ignore[attr-defined]
         for key, value in (_object(line) or {}).items():
+            if _valid(key) != key:
+                continue
             names.setdefault(key, (key,))
             if isinstance(value, dict):
                 names.pop(key)
-                names |= {f"{key}.{inner}": (key, inner) for inner in value}
+                names |= {f"{key}.{inner}": (key, inner) for inner in value if _valid(inner) == inner}
     return names

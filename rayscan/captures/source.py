@@ -93,7 +93,7 @@ class Decompressed(io.RawIOBase):
         self._compressed = io.BufferedReader(self._source, BUFFER_BYTES)
         self._decoder = _decoder(self._compressed, compression)
         self._path, self._compression = path, compression
-        self._max_ratio, self._max_gb = config.max_ratio, config.max_gb
+        self._config = config
         self._out = 0
         self._damage: FormatError | None = None
 
@@ -125,14 +125,19 @@ class Decompressed(io.RawIOBase):
         return b"" if self._damage else piece
 
     def _bomb(self) -> FormatError | None:
-        if self._out > max(FREE_BYTES, self._max_ratio * self._compressed.tell()):
-            extent, setting = f"more than {self._max_ratio} times", "max_ratio"
-        elif self._out > self._max_gb * 1e9:
-            extent, setting = f"to more than {self._max_gb:g} GB", "max_gb"
-        else:
-            return None
-        reason = f"expands {extent}; if it is genuine, raise captures.{setting}"
-        return FormatError(self._path, reason, self._out)
+        reason = expansion(self._out, self._compressed.tell(), self._config)
+        return None if reason is None else FormatError(self._path, reason, self._out)
+
+
+def expansion(size: int, compressed: int, config: CapturesConfig) -> str | None:
+    """Why `compressed` bytes that become `size` are refused as a bomb; None if they are not."""
+    if size > max(FREE_BYTES, config.max_ratio * compressed):
+        extent, setting = f"more than {config.max_ratio} times", "max_ratio"
+    elif size > config.max_gb * 1e9:
+        extent, setting = f"to more than {config.max_gb:g} GB", "max_gb"
+    else:
+        return None
+    return f"expands {extent}; if it is genuine, raise captures.{setting}"
 
 
 def _decoder(file: io.BufferedReader[Any], compression: str) -> Any:

@@ -49,6 +49,7 @@ _REQUIRED = {
     "dst_port": "id.resp_p",
     "proto": "proto",
 }
+_MOST_UNSET = 16
 _OPTIONAL = {
     "ip_proto": "ip_proto",
     "size": "orig_ip_bytes",
@@ -175,7 +176,9 @@ class _Layout:
                 raise FormatError(path, f"the separator {separator!r} is not one character")
             return replace(self, separator=separator)
         name, *values = line.split(self.separator)
-        if name in ("#unset_field", "#empty_field") and values:
+        if name in ("#unset_field", "#empty_field") and values and values[0] not in self.unset:
+            if len(self.unset) == _MOST_UNSET:
+                raise FormatError(path, f"more than {_MOST_UNSET} values for an unset field")
             return replace(self, unset=(*self.unset, values[0]))
         if name == "#path" and values and values[0] != "conn":
             raise SchemaError(f"{path}: this is Zeek's {values[0]}.log; flows come from conn.log")
@@ -219,15 +222,17 @@ def read_zeek(file: BinaryIO, path: str, config: CapturesConfig, batch_rows: int
     """
     layout, flows, row = _Layout(), _Flows(path, config), 0
     for text in read_pieces(file, path, block_bytes(batch_rows, 128, 16)):
-        data, slots, place = np.frombuffer(text, np.uint8), layout.slots(), 0
+        data, place = np.frombuffer(text, np.uint8), 0
+        slots: Ints | None = None
         most = min(batch_rows, len(text) // len(_REQUIRED) + 1)
         while place < len(text):
             start = place
             if text.startswith(b"#", start):
                 place = text.index(b"\n", start) + 1
                 layout = layout.told(clean(text[start:place]).decode().rstrip("\n"), path)
-                slots = layout.slots()
+                slots = None
                 continue
+            slots = layout.slots() if slots is None else slots
             table, odd = np.empty((len(_SLOTS), most), np.int64), np.empty((3, most), np.int64)
             place, n, n_odd = _walk(data, start, slots, flows.earliest, flows.latest, table, odd)
             if n and not layout.names:
