@@ -58,7 +58,8 @@ class Listed:
     form: str
     entries: pa.Table  # schema.SCANNERS, without repetitions
     ipv6: int  # networks left out
-    bad: int  # entries that are no network
+    excluded: int  # exceptions to the other entries (`nomatch`), left out
+    bad: int  # entries that are no network, or have no date where one is needed
     examples: list[str]  # the first of these
     dates: str  # where the dates come from, for people
 
@@ -72,6 +73,7 @@ class _Raw(NamedTuple):
     dates: list[str] | None
     dated_by: str = ""
     sources: list[str] | None = None
+    excluded: int = 0
 
 
 def read_list(data: bytes, path: str, given: Given) -> Listed:
@@ -82,13 +84,18 @@ def read_list(data: bytes, path: str, given: Given) -> Listed:
     """
     raw = _raw(data, path)
     parsed = parse(pa.array(raw.networks, pa.string()))
-    bad = [raw.networks[i] for i in np.flatnonzero(parsed.bad)]
-    good = ~parsed.bad & ~parsed.ipv6
-    if not (good | parsed.ipv6).any():
+    if parsed.bad.all():
         hint = f"; it begins with {raw.networks[0]!r}" if raw.networks else ""
         raise FormatError(path, f"no network found in this list (read as {raw.form}){hint}")
-    keep = pa.array(np.flatnonzero(good))
     first, last, dated_by = _validity(raw, path, given)
+    absent = pc.or_(pc.is_null(first), pc.is_null(last)).to_numpy(zero_copy_only=False)
+    undated = absent & ~parsed.bad & ~parsed.ipv6
+    bad = [
+        f"{raw.networks[i]} (row {i + 1}: no date)" if undated[i] else raw.networks[i]
+        for i in np.flatnonzero(parsed.bad | undated)
+    ]
+    good = ~parsed.bad & ~parsed.ipv6 & ~undated
+    keep = pa.array(np.flatnonzero(good))
     organisation = pc.take(_organisations(raw, path, given), keep)
     columns = {
         "network": parsed.network[good],
@@ -101,7 +108,7 @@ def read_list(data: bytes, path: str, given: Given) -> Listed:
     }
     entries = pa.table([pa.array(columns[f.name]).cast(f.type) for f in SCANNERS], schema=SCANNERS)
     entries = entries.group_by(SCANNERS.names, use_threads=False).aggregate([]).select(SCANNERS.names)
-    counts = int(parsed.ipv6.sum()), len(bad), bad[:_SHOWN]
+    counts = int(parsed.ipv6.sum()), raw.excluded, len(bad), bad[:_SHOWN]
     return Listed(raw.form, entries.sort_by([(n, "ascending") for n in SCANNERS.names]), *counts, dated_by)
 
 
@@ -132,8 +139,8 @@ def _organisations(raw: _Raw, path: str, given: Given) -> pa.Array:
 
 def _validity(raw: _Raw, path: str, given: Given) -> tuple[pa.Array, pa.Array, str]:
     """First and last day of each entry, and where they come from."""
-    own = None if raw.dates is None else _dates(raw.dates, path)
     low, high = given.valid_from, given.valid_to
+    own = _dates(raw.dates, path) if raw.dates is not None and (low is None or high is None) else None
     if own is None and low is None and high is None:
         raise ConfigError(
             f"{path} ({raw.form}) has no date: give --from DATE, the day for which the list is true "
@@ -142,20 +149,33 @@ def _validity(raw: _Raw, path: str, given: Given) -> tuple[pa.Array, pa.Array, s
     n = len(raw.networks)
     first = own if low is None and own is not None else pa.array([low or high] * n, pa.date32())
     last = own if high is None and own is not None else pa.array([high or low] * n, pa.date32())
-    backward = pc.sum(pc.less(last, first)).as_py()
-    if backward:
-        raise ConfigError(f"{path}: {backward:,} entries would end before they begin; check --from and --to")
+    backward = np.flatnonzero(pc.fill_null(pc.less(last, first), False).to_numpy(zero_copy_only=False))
+    if len(backward):
+        row = int(backward[0])
+        raise ConfigError(
+            f"{path}: {len(backward):,} entries would end before they begin, the first of them "
+            f"{raw.networks[row]} ({first[row]} to {last[row]}); check --from and --to"
+        )
     said = [name for name, day in (("--from", low), ("--to", high)) if day is not None]
     dated_by = [raw.dated_by] if own is not None and len(said) < 2 else []
     return first, last, " and ".join(dated_by + said)
 
 
 def _dates(texts: list[str], path: str) -> pa.Array:
-    try:
-        days = {text: date.fromisoformat(text[:10]) for text in set(texts)}
-    except ValueError as error:
-        raise FormatError(path, f"a date of this list cannot be read: {error}") from None
+    """Null where there is none, or none that can be read; FormatError if that is so everywhere."""
+    days = {text: _day(text[:10]) for text in set(texts)}
+    if not any(days.values()):
+        raise FormatError(
+            path, f"no date of this list can be read; the first is {texts[0]!r}: give --from DATE"
+        )
     return pa.array([days[text] for text in texts], pa.date32())
+
+
+def _day(text: str) -> date | None:
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        return None
 
 
 # ---------------------------------------------------------------------------------------------
@@ -169,9 +189,9 @@ def _raw(data: bytes, path: str) -> _Raw:
     text = data.decode("utf-8-sig", errors="replace")
     if text.lstrip().startswith(("[", "{")):
         return _json(text, path)
-    if re.search(r"^\s*(?:create|add)\s+\S+\s+\S+", text, re.M) and "{" not in text:
+    if "{" not in text and re.search(r"^[ \t]*(?:create|add)[ \t]+\S+[ \t]+\S+", text, re.M):
         return _ipset(text)
-    if re.search(r"\belements\s*=\s*\{|^\s*define\s+\S+\s*=|^\s*add\s+element\b", text, re.M):
+    if re.search(r"\belements\s*=\s*\{|^[ \t]*(?:define[ \t]+\S+[ \t]*=|add[ \t]+element\b)", text, re.M):
         return _nftables(text)
     return _plain(text.splitlines())
 
@@ -204,51 +224,58 @@ def _parquet(data: bytes, path: str) -> _Raw:
 def _json(text: str, path: str) -> _Raw:
     try:
         found = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FormatError(path, f"damaged: JSON: {error}") from None
     if isinstance(found, dict) and isinstance(found.get("list"), list):
         return _misp(found)
     if isinstance(found, list) and all(isinstance(row, dict) and "ip" in row for row in found):
-        dated = all(isinstance(row.get("last_seen"), str) for row in found)
+        dates = [_text(row.get("last_seen") or "") for row in found]
         return _Raw(
             "NICTER JSON",
-            [str(row["ip"]) for row in found],
-            [str(row.get("scanner", "unknown")) for row in found],
-            [row["last_seen"] for row in found] if dated else None,
+            [_text(row["ip"]) for row in found],
+            [_text(row.get("scanner") or "unknown") for row in found],
+            dates if any(dates) else None,
             "its last_seen",
         )
     raise FormatError(path, "JSON, but neither a MISP warninglist nor a list of objects with ip and scanner")
 
 
+def _text(value: Any) -> str:
+    """Without the halves of surrogate pairs, which JSON can escape and UTF-8 cannot hold."""
+    return str(value).encode(errors="replace").decode()
+
+
 def _misp(found: dict[str, Any]) -> _Raw:
-    networks = [str(item) for item in found["list"]]
+    networks = [_text(item) for item in found["list"]]
     version = re.fullmatch(r"(20\d\d)(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])", str(found.get("version", "")))
     dates = ["-".join(version.groups())] * len(networks) if version else None
     name = found.get("name")
-    names = [str(name)] * len(networks) if name else None
+    names = [_text(name)] * len(networks) if name else None
     return _Raw("MISP warninglist", networks, names, dates, "its version")
 
 
 def _ipset(text: str) -> _Raw:
-    """`add NAME NETWORK ...`; ranges as FIRST-LAST."""
-    words = [line.split() for line in text.splitlines() if line.split()[:1] == ["add"]]
-    pairs = [(network, row[1]) for row in words for network in _spread(row[2] if len(row) > 2 else "")]
-    return _Raw("ipset", [network for network, _ in pairs], [name for _, name in pairs], None)
+    """`add NAME NETWORK ...`; ranges as FIRST-LAST. What is marked `nomatch` is an exception, no member."""
+    lines = re.sub(r'"[^"\n]*"', " ", text).splitlines()
+    rows = [[word for word in line.split() if not word.startswith("-")] for line in lines]
+    added = [[*row, "", ""] for row in rows if row[:1] == ["add"]]
+    members = [row for row in added if "nomatch" not in row[3:]]
+    pairs = [(network, row[1]) for row in members for network in _spread(row[2])]
+    networks, names = [network for network, _ in pairs], [name for _, name in pairs]
+    return _Raw("ipset", networks, names, None, excluded=len(added) - len(members))
 
 
 def _nftables(text: str) -> _Raw:
     """Elements of named sets, of `define NAME = { ... }` and of `add element FAMILY TABLE NAME { ... }`."""
-    text = re.sub(r'"[^"\n]*"', " ", re.sub(r"#.*", "", text)) + "}"  # for a set that is cut off
+    text = re.sub(r'"[^"\n]*"|#.*', " ", text)
     begins = re.compile(
-        r"\bset\s+(?P<set>\S+)\s*\{|(?P<elements>\belements\s*=\s*)\{|\bdefine\s+(?P<define>\S+)\s*=\s*\{"
-        r"|\badd\s+element\s+(?:\S+\s+){1,2}(?P<add>\S+)\s*\{"
+        r"\bset\s+(?P<set>\S+)\s*\{|(?:\belements\s*=\s*|\bdefine\s+(?P<define>\S+)\s*=\s*"
+        r"|\badd\s+element\s+(?:\S+\s+){1,2}(?P<add>\S+)\s*)\{(?P<inside>[^{}]*)"
     )
     name, networks, names = "unnamed", [], []
     for begin in begins.finditer(text):
         name = begin["set"] or begin["define"] or begin["add"] or name
-        if begin["set"]:
-            continue
-        inside = text[begin.end() : text.find("}", begin.end())]
+        inside = begin["inside"] or ""
         items = [item.split()[0] for item in inside.split(",") if item.split()]
         spread = _flat(items)
         networks += spread

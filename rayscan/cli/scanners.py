@@ -67,12 +67,18 @@ def scanners_import(
         results.append(
             {
                 "file": file, "list": made.list, "new": made.new, "form": listed.form,
-                "networks": listed.entries.num_rows, "ipv6": listed.ipv6, "bad": listed.bad,
+                "networks": listed.entries.num_rows, "ipv6": listed.ipv6,
+                "excluded": listed.excluded, "bad": listed.bad,
             }
         )  # fmt: skip
         what = f"{listed.entries.num_rows:,} networks, dated by {listed.dates}"
         skipped = f"; {listed.ipv6:,} IPv6 networks left out" if listed.ipv6 else ""
-        wrong = f"; {listed.bad:,} are no network ({', '.join(listed.examples)})" if listed.bad else ""
+        skipped += f"; {listed.excluded:,} exceptions (nomatch) left out" if listed.excluded else ""
+        wrong = (
+            f"; {listed.bad:,} are no network or have no date ({', '.join(listed.examples)})"
+            if listed.bad
+            else ""
+        )
         state = "" if made.new else "; there already: nothing to do"
         say(f"{file}: list {made.list}, {listed.form}, {what}{skipped}{wrong}{state}")
     if as_json:
