@@ -283,7 +283,7 @@ def test_truncated_files(cut: float) -> None:
 
 
 def test_a_flood_of_claims_is_not_copied() -> None:
-    """Each of many blocks claims 40 kB that are there, but no mark behind them."""
+    """Each of many blocks claims 40,010 bytes that are there, but no mark behind them."""
 
     class Counted(avro._Stream):
         copied = 0
@@ -294,7 +294,7 @@ def test_a_flood_of_claims_is_not_copied() -> None:
             return piece
 
     mark = b"S" * 16
-    data = (b"\x02\x80\xf1\x04" + mark) * 4000
+    data = (b"\x02\x94\xf1\x04" + mark) * 4000
     stream = Counted(io.BytesIO(data))
     header = avro.Header(("a",), np.zeros((3, 1), np.int64), "null", mark)
     assert sum(count for count, _ in avro._blocks(stream, header)) == 4000

@@ -389,7 +389,8 @@ class _Ledger:
 
 def _where(table: Table, column: str, values: set[str]) -> list[_Row]:
     rows = table.read()
-    return rows.filter(pc.is_in(rows[column], pa.array(sorted(values), pa.string()))).to_pylist()
+    found: list[_Row] = rows.filter(pc.is_in(rows[column], pa.array(sorted(values), pa.string()))).to_pylist()
+    return found
 
 
 def _capture_row(result: Ingested) -> _Row:
