@@ -42,6 +42,21 @@ from rayscan.errors import ConfigError
 ENV_PREFIX = "RAYSCAN_"
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # becomes part of a path
 Tracker = Literal["tensorboard", "mlflow", "wandb"]
+Method = Literal[
+    "rayscan",
+    "port-share",
+    "ports-svd",
+    "clan",
+    "crossmodal",
+    "gcn",
+    "i-gcn",
+    "gcn-gru",
+    "i-gcn-gru",
+    "darkvec",
+    "i-darkvec",
+    "dante",
+    "ip2vec",
+]
 Unsure = Literal["dst", "ttl", "size", "tcp_flags", "src_port", "icmp_code"]  # not in every capture
 Input = Literal["dst_port", "proto", "gap"] | Unsure
 
@@ -333,6 +348,11 @@ class TrainConfig(Section):
     checkpoint_every: int = _how(100, "Steps between checkpoints.", ge=1)
     max_failures: int = _how(3, "Restarts from the last checkpoint after a lost worker.", ge=0)
     device: Literal["auto", "cpu", "cuda"] = _how("auto", "Where to train; auto takes a GPU if there is one.")
+    method: Method = _since(
+        "rayscan",
+        "What learns to embed: rayscan's encoder, or a method of others (`--method` sets it; "
+        "docs/methods.md), which takes nothing but seed and periods from this section.",
+    )
     start: str | None = _since(
         None,
         "Model of the workspace to go on from, by its id (`train --from` sets it); else random weights.",
@@ -344,7 +364,7 @@ class TrainConfig(Section):
     )
 
 
-_FIXED_IN_SWEEP = {"steps", "periods", "start", "validate_every"}  # the budget, the data, the yardstick
+_FIXED_IN_SWEEP = {"steps", "periods", "start", "method", "validate_every"}  # budget, data, yardstick
 
 
 class Dimension(Section):

@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from rayscan import planning
 from rayscan.config import ModelConfig, RunConfig
 from rayscan.errors import ConfigError, ModelError
 from rayscan.planning import Model
@@ -42,7 +43,8 @@ def named(workspace: Workspace, reference: str) -> Named:
         facts = _facts(workspace, f"models/{inside}/config.json")
         if facts is not None:
             card = workspace.read_json(f"models/{inside}/card.json") or {}
-            return Named(Model(inside, facts["weights"], card), facts["model"], None)
+            model = Model(inside, facts["weights"], card, facts["method"])
+            return Named(model, facts["model"], None)
     outside = _place(reference)
     facts = _facts(outside, "config.json")
     if facts is None:
@@ -50,7 +52,7 @@ def named(workspace: Workspace, reference: str) -> Named:
             f"{reference} is neither a model of {workspace.uri} nor a folder with one (it has no config.json)"
         )
     name = facts["weights"][:16]
-    model = Model(name, facts["weights"], _card(outside, reference))
+    model = Model(name, facts["weights"], _card(outside, reference), facts["method"])
     is_here = workspace.read_json(f"models/{name}/config.json") is not None
     return Named(model, facts["model"], None if is_here else reference)
 
@@ -59,11 +61,13 @@ def bring_in(workspace: Workspace, found: Named) -> None:
     """Check a named model and copy it into the workspace, if it is not there. Raises ModelError."""
     if found.folder is None:
         return
+    from rayscan.methods import artefact as methods
     from rayscan.model import artefact  # torch, which naming a model does without
 
     outside = _place(found.folder)
+    load = artefact.load if found.model.method == planning.ENCODER else methods.load
     try:
-        artefact.load(outside.read_bytes)
+        load(outside.read_bytes)
     except ModelError as error:
         raise ModelError(f"{found.folder}: {error}") from None
     for name in _FILES:
@@ -78,6 +82,10 @@ def using(config: RunConfig, found: Named) -> RunConfig:
 
 def starting_from(config: RunConfig, found: Named) -> RunConfig:
     """The settings, with training that goes on from this model; its architecture comes along."""
+    if found.model.method != planning.ENCODER:
+        raise ModelError(
+            f"{found.model.id} is of the method {found.model.method}; training goes on from encoders alone"
+        )
     try:
         model = ModelConfig.model_validate(found.settings)
     except ValidationError as error:
@@ -98,6 +106,8 @@ def check_start(workspace: Workspace, config: RunConfig) -> None:
     facts = _facts(workspace, f"models/{config.train.start}/config.json")
     if facts is None:
         raise ModelError(f"train.start: there is no model {place}; `train --from` brings one in")
+    if facts["method"] != planning.ENCODER:
+        raise ModelError(f"train.start: {place} is of the method {facts['method']}, not an encoder")
     asked = config.model.model_dump(mode="json")
     other = [
         f"{name} {value}, not {asked.get(name)}"
@@ -125,7 +135,9 @@ def _facts(place: Workspace, path: str) -> dict[str, Any] | None:
             return None
         if not re.fullmatch("[0-9a-f]{32}", facts["weights"]):  # it becomes the name of a folder
             raise ValueError("weights is not a hash")
-        return {"weights": facts["weights"], "model": dict(facts["model"])}
+        method = planning.method_of(facts)
+        settings = dict(facts["model"]) if method == planning.ENCODER else {}
+        return {"weights": facts["weights"], "model": settings, "method": method}
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{place.url(path)} is damaged ({error}); copy the folder again") from None
 

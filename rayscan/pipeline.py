@@ -17,7 +17,7 @@ from typing import Any
 
 from rayscan import planning
 from rayscan.config import RunConfig, as_yaml
-from rayscan.errors import STOPPED, DataError, LeaseHeld, RayscanError
+from rayscan.errors import STOPPED, ConfigError, DataError, LeaseHeld, RayscanError
 from rayscan.lease import Lease, lease
 from rayscan.model.search import draw
 from rayscan.models import check_start, named, starting_from
@@ -239,13 +239,16 @@ class Run:
         if planning.find_model(self.workspace, self.config) is not None and not fresh:
             return False
         planning.training_files(self.workspace, self.config)  # says what is missing before Ray starts
-        check_start(self.workspace, self.config)
+        if self.config.train.method == planning.ENCODER:
+            check_start(self.workspace, self.config)
         return True
 
     def _train(self, fresh: bool) -> dict[str, Any]:
-        from rayscan.stages import train
+        from rayscan.stages import methods, train
 
         with lease(self.workspace, f"model-{planning.model_id(self.config)}"):  # of any run: one folder
+            if self.config.train.method != planning.ENCODER:
+                return asdict(methods.train(self.workspace, self.config, fresh))
             return asdict(train.run(self.workspace, self.config, fresh))
 
     def _plan_embed(self) -> list[Unit]:
@@ -253,6 +256,10 @@ class Run:
         return self._due(planning.embed_units(self.workspace, self._model()))
 
     def _embed(self, due: list[Unit]) -> dict[str, Any]:
+        if self._model().method != planning.ENCODER:
+            from rayscan.stages import methods
+
+            return asdict(methods.embed(self.workspace, self.config, self._model(), due, self.info))
         from rayscan.stages import embed
 
         return asdict(embed.run(self.workspace, self.config, self._model(), due, self.info))
@@ -403,6 +410,8 @@ def tune(workspace: Workspace, config: RunConfig, address: str | None = None) ->
 
     How it ended stands in the sweep's `run.json`, as for a run.
     """
+    if config.train.method != planning.ENCODER:
+        raise ConfigError(f"a sweep varies the encoder, and train.method is {config.train.method}")
     name = planning.sweep_id(config)
     facts = workspace.read_json(f"tuning/{name}/tune.json")
     if facts is not None and facts["status"] == "done":

@@ -6,7 +6,8 @@ What a unit's fingerprint covers decides what a change costs:
 - sequences, per period and bucket: the sequence settings and the flow files of that period and bucket;
 - the model: the settings of sequences, split, encoder and training, not the data. A new capture does not
   retrain it, because vectors of two models cannot be compared; `train --fresh` replaces it;
-- embeddings, per period and bucket: the model's weights and the sequence files;
+- embeddings, per period and bucket: the model's weights and the sequence files; with a method of others all
+  files of the period, since its vectors may depend on them;
 - clusters, per period: the threshold, the clustering settings and the period's embedding files;
 - campaigns, per period: the period's cluster files, the campaigns of the period before, and the lists of
   known scanners, which are asked nowhere before;
@@ -40,6 +41,9 @@ from rayscan.tables import File, Key, Workspace, fingerprint, key_name
 State = Literal["done", "due", "stale"]
 Groups = dict[tuple[tuple[str, str], ...], list[File]]
 """The files that each key is made of."""
+
+ENCODER = "rayscan"
+"""What `train.method` calls rayscan's own encoder."""
 
 _LIBRARIES = ("ray", "torch", "numpy", "pyarrow", "deltalake", "numba", "polars", "openTSNE", "plotly")
 _SWITCH = "model.json"
@@ -85,6 +89,7 @@ class Model:
     id: str
     weights: str  # hash of the weights: a model that was trained again is another model
     card: dict[str, Any]
+    method: str = ENCODER
 
     @property
     def folder(self) -> str:
@@ -252,6 +257,10 @@ def sequence_units(workspace: Workspace, config: RunConfig) -> list[Unit]:
 
 def model_id(config: RunConfig) -> str:
     """Name of the model that these settings ask for."""
+    train = config.train
+    if train.method != ENCODER:
+        chosen = digest(train.method, train.seed, *train.periods)
+        return digest(config.sequences, config.split, chosen, config.ingest.period)
     return digest(config.sequences, config.split, config.model, config.train, config.ingest.period)
 
 
@@ -290,7 +299,13 @@ def stored_model(workspace: Workspace, name: str) -> Model | None:
     facts = workspace.read_json(f"models/{name}/config.json")  # written last: the artefact is whole
     if facts is None:
         return None
-    return Model(name, str(facts["weights"]), workspace.read_json(f"models/{name}/card.json") or {})
+    card = workspace.read_json(f"models/{name}/card.json") or {}
+    return Model(name, str(facts["weights"]), card, method_of(facts))
+
+
+def method_of(facts: dict[str, Any]) -> str:
+    """The method whose model has this config.json."""
+    return str(facts["method"]["name"]) if "method" in facts else ENCODER
 
 
 def settled(workspace: Workspace, config: RunConfig, files: list[File]) -> RunConfig:
@@ -302,16 +317,21 @@ def settled(workspace: Workspace, config: RunConfig, files: list[File]) -> RunCo
 
 def training_files(workspace: Workspace, config: RunConfig) -> list[File]:
     """Sequence files to train on. Raises DataError when there are none."""
+    return sequence_files(workspace, config.train.periods)
+
+
+def sequence_files(workspace: Workspace, periods: Iterable[str]) -> list[File]:
+    """Sequence files of these periods, or of all. Raises DataError when one of them has none."""
     files = workspace.table("sequences").files()
     if not files:
         raise DataError(
-            "there are no sequences to train on: no source has enough flows in one period. "
+            "there are no sequences: no source has enough flows in one period. "
             "Lower sequences.min_length, or use a longer ingest.period"
         )
-    wanted = set(config.train.periods)
+    wanted = set(periods)
     unknown = wanted - {file.key["period"] for file in files}
     if unknown:
-        raise DataError(f"train.periods names {sorted(unknown)}, which have no sequences")
+        raise DataError(f"there are no sequences of {', '.join(sorted(unknown))}")
     return [file for file in files if not wanted or file.key["period"] in wanted]
 
 
@@ -324,7 +344,16 @@ def embed_units(workspace: Workspace, model: Model) -> list[Unit]:
     files = workspace.table("sequences").files()
     groups = _group(files, ("period", "bucket"), (("model", model.id),))
     groups = _with_old_keys(workspace, "embeddings", groups, {"model": model.id})
-    return _units(workspace, "embeddings", groups, model.weights)
+    if model.method == ENCODER:
+        return _units(workspace, "embeddings", groups, model.weights)
+    periods: dict[str, Groups] = defaultdict(dict)
+    for key, found in groups.items():
+        periods[dict(key)["period"]][key] = found
+    units = []
+    for period in periods.values():
+        whole = sorted(file.path for found in period.values() for file in found)
+        units += _units(workspace, "embeddings", period, model.weights, *whole)
+    return units
 
 
 def cluster_units(workspace: Workspace, config: RunConfig, model: Model) -> list[Unit]:

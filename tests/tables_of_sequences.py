@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
+from rayscan.methods.method import Embedded
 from rayscan.schema import SEQUENCE_LISTS, SEQUENCES
 
 HOUR_US = 3_600_000_000
@@ -50,3 +51,8 @@ def sequences_of(
         [pa.array(columns.get(name, [None] * n), SEQUENCES.field(name).type) for name in SEQUENCES.names],
         schema=SEQUENCES,
     )
+
+
+def bits(found: Embedded) -> list[bytes]:
+    """What has to be equal for vectors to be the same."""
+    return [column.tobytes() for column in found]

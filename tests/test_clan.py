@@ -41,13 +41,6 @@ def test_the_encoder_by_hand():
     assert encoder(torch.tensor([[3.0, 4.0]])).item() == 10 + 10 * 3
 
 
-def test_the_rate_rises_and_falls():
-    settings = replace(SMALL, steps=100, warmup=0.1, peak_rate=1.0, floor_rate=0.0)
-    rates = [clan.rate(step, settings) for step in range(100)]
-    assert rates[0] == 0 and rates[10] == 1 and rates[-1] < 0.001
-    assert rates[5] == pytest.approx(0.5) and rates[55] == pytest.approx(0.5)
-
-
 def test_what_differs_from_training_scores_higher():
     rng = np.random.default_rng(0)
     mixing = rng.standard_normal((3, 12))

@@ -72,7 +72,7 @@ def test_a_stage_without_its_input_says_which_command_to_run(tmp_path: Path) -> 
     Workspace.open(tmp_path, IngestConfig())
     result = rayscan("train", "-w", tmp_path)
     assert result.exit_code == 1
-    assert "there are no sequences to train on" in result.stderr
+    assert "there are no sequences: no source" in result.stderr
     for stage in ("embed", "cluster", "campaigns", "evaluate", "report"):
         result = rayscan(stage, "-w", tmp_path)
         assert result.exit_code == 1

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pyarrow as pa
 import pytest
 from tables_of_sequences import sequences_of
 
-from rayscan.config import EvaluateConfig, SplitConfig
+from rayscan.config import EvaluateConfig, Method, ModelConfig, RunConfig, SplitConfig, TrainConfig
 from rayscan.errors import ConfigError
 from rayscan.evaluation.splits import TRAIN, UNSEEN_SOURCES, part_of
 from rayscan.methods.compare import as_rows, names_of, rate, rated
@@ -13,6 +15,7 @@ from rayscan.methods.method import METHODS, Embedded
 
 SPLIT = SplitConfig(test_sources=0.4, validation_sources=0.1)
 CONFIG = EvaluateConfig(bootstrap=20)
+RUN = RunConfig(split=SPLIT, evaluate=CONFIG)
 
 
 def telescope(sources: int = 60) -> pa.Table:
@@ -34,7 +37,7 @@ def parts(table: pa.Table) -> np.ndarray:
 
 def test_a_method_is_rated_beside_the_port_floor() -> None:
     table = telescope()
-    found = rate("ports-svd", table, 0, SPLIT, CONFIG)
+    found = rate("ports-svd", [table.slice(0, 100), table.slice(100)], 0, RUN)
     part = found["parts"]["unseen sources"]
     assert part["sequences"] == int((parts(table) == UNSEEN_SOURCES).sum()) and part["coverage"] == 1
     assert part["source"]["method"]["auroc"]["value"] > 0.7 and "ports" in part["source"]
@@ -49,11 +52,11 @@ def test_what_is_not_covered_is_not_rated() -> None:
     covered = src % 2 == 0
     vectors = np.eye(32, dtype=np.float32)[src // 2 % 32] * covered[:, None]
     none = np.zeros(len(src), np.bool_)
-    part = rated("dante", table, Embedded(vectors, covered, none), SPLIT, CONFIG)["parts"]["unseen sources"]
+    part = rated(table, Embedded(vectors, covered, none), SPLIT, CONFIG)["parts"]["unseen sources"]
     mine = parts(table) == UNSEEN_SOURCES
     assert part["coverage"] == pytest.approx(covered[mine].mean()) and 0 < part["coverage"] < 1
     assert part["source"]["method"]["auroc"]["value"] == 1 == part["source"]["method"]["r_at_1"]["value"]
-    nothing = rated("dante", table, Embedded(vectors, none, none), SPLIT, CONFIG)["parts"]["unseen sources"]
+    nothing = rated(table, Embedded(vectors, none, none), SPLIT, CONFIG)["parts"]["unseen sources"]
     assert (nothing["coverage"], nothing["source"]) == (0, None)
 
 
@@ -62,31 +65,39 @@ def test_one_vector_a_source_earns_nothing_for_sources() -> None:
     src = table["src"].to_numpy()
     vectors = np.eye(60, dtype=np.float32)[src]
     none, everything = np.zeros(len(src), np.bool_), np.ones(len(src), np.bool_)
-    found = rated("darkvec", table, Embedded(vectors, everything, none), SPLIT, CONFIG)
+    found = rated(table, Embedded(vectors, everything, none), SPLIT, CONFIG, of_sources=True)
     assert all(part["source"] is None for part in found["parts"].values())
-    inferred = rated("darkvec", table, Embedded(vectors, everything, everything), SPLIT, CONFIG)
+    inferred = rated(table, Embedded(vectors, everything, everything), SPLIT, CONFIG, of_sources=True)
     assert inferred["parts"]["unseen sources"]["source"] is not None
     assert inferred["parts"]["unseen sources"]["inferred"] == 1
 
 
 def test_rows_are_means_over_seeds_and_the_best_comes_first() -> None:
-    def one(name: str, auroc: float | None, **more: float) -> dict[str, object]:
-        scores = None if auroc is None else {"method": {"auroc": {"value": auroc}, "r_at_1": {"value": 0.5}}}
-        part = {"coverage": 1.0, "source": scores, "label": None}
+    def one(name: str, auroc: float | None, coverage: float = 0.5, **more: float) -> dict[str, object]:
+        def of(value: float) -> dict[str, object]:
+            return {"auroc": {"value": value, "low": value - 0.1, "high": value + 0.1}}
+
+        scores = None if auroc is None else {"method": of(auroc), "ports": of(0.3), "random": of(0.5)}
+        part = {"coverage": coverage, "source": scores, "label": None}
         return {"method": name, "parts": {"unseen sources": part, "unseen sequences": part}, **more}
 
-    rows = as_rows(
-        [one("a", 0.6), one("b", None), one("c", 0.9, fit_s=1), one("c", 0.7, fit_s=3, memory_mb=9)]
-    )
-    assert [row["method"] for row in rows] == ["c", "a", "b"]
-    assert rows[0]["sources AUROC"] == pytest.approx(0.8) and rows[0]["seeds"] == 2
-    assert (rows[0]["fit_s"], rows[0]["memory_mb"], rows[1]["memory_mb"]) == (2, 9, None)
-    assert rows[2]["sources AUROC"] is None and rows[0]["labels AUROC"] is None
+    runs = [one("a", 0.6), one("b", None), one("c", 0.9, 1, fit_s=1), one("c", 0.7, 1, fit_s=3, memory_mb=9)]
+    rows = as_rows([*runs, one("a", 0.8, transductive=True)])
+    names = ["a, transductive", "c", "a", "b", "floor: ports", "floor: random"]
+    assert [row["method"] for row in rows] == names
+    cell = rows[1]["sources AUROC"]
+    assert [cell["value"], cell["low"], cell["high"], cell["ports"]] == pytest.approx([0.8, 0.7, 0.9, 0.3])
+    assert cell["seeds"] == [0.9, 0.7] and rows[1]["seeds"] == 2
+    assert (rows[1]["fit_s"], rows[1]["memory_mb"], rows[2]["memory_mb"]) == (2, 9, None)
+    assert rows[3]["sources AUROC"] is None and rows[1]["labels AUROC"] is None
+    assert [row["sources AUROC"]["value"] for row in rows[4:]] == [0.3, 0.5]
+    assert len(as_rows(runs[:2])) == 2  # without a method of full coverage there is no floor to show
 
 
 def test_names() -> None:
-    assert names_of(["all"]) == list(METHODS)
-    assert names_of(["dante", "port-share"]) == ["port-share", "dante"]
+    assert names_of(["all"]) == ["rayscan", *METHODS]
+    assert names_of(["dante", "rayscan", "port-share"]) == ["rayscan", "port-share", "dante"]
+    assert get_args(Method) == ("rayscan", *METHODS)  # what train.method may be
     with pytest.raises(ConfigError, match="no method 'dantee'"):
         names_of(["dantee"])
 
@@ -101,3 +112,21 @@ def test_training_rows_are_the_only_ones_learnt_from() -> None:
     alone = method("port-share").fit("port-share", kept, np.zeros(kept.num_rows, np.int8), 0)
     for name, values in of_all.arrays.items():
         np.testing.assert_array_equal(values, alone.arrays[name])
+
+
+def test_transductive_methods_know_every_source() -> None:
+    table = telescope(20)
+    alone = rate("ip2vec", [table], 0, RUN)["parts"]["unseen sources"]
+    everyone = rate("ip2vec", [table], 0, RUN, transductive=True)["parts"]["unseen sources"]
+    assert (alone["coverage"], everyone["coverage"]) == (0, 1)
+    assert everyone["source"] is None
+
+
+def test_the_own_encoder_is_trained_with_the_seed_and_rated_alike() -> None:
+    model = ModelConfig(d_model=16, layers=1, heads=2, d_ff=16, d_embedding=8, counts=64)
+    train = TrainConfig(steps=3, batch_sources=8, warmup_steps=0)
+    run = RUN.model_copy(update={"model": model, "train": train})
+    one, other = (rate("rayscan", [telescope()], seed, run) for seed in (0, 1))
+    assert one["facts"]["settings"]["train"]["seed"] == 0 and one["facts"]["best_step"] == 3
+    aurocs = [each["parts"]["unseen sources"]["source"]["method"]["auroc"]["value"] for each in (one, other)]
+    assert aurocs[0] != aurocs[1] and min(aurocs) > 0.5

@@ -163,15 +163,13 @@ def test_losses_by_hand():
     assert found == pytest.approx((clip + perfect) / 2 + 0.25 * ntx)
 
 
-def test_the_temperature_rises_and_the_rate_falls():
+def test_the_temperature_rises():
     settings = crossmodal.Settings()
     taus = [crossmodal.temperature(step, settings) for step in range(settings.steps)]
     assert taus[0] == settings.tau_first and taus[-1] == pytest.approx(settings.tau_last)
     assert (np.diff(taus) > 0).all()
     fixed = replace(settings, tau_first=0.07, tau_last=0.07)
     assert {crossmodal.temperature(step, fixed) for step in range(300)} == {0.07}
-    rates = [crossmodal.rate(step, settings) for step in range(settings.steps)]
-    assert max(rates) == settings.peak_rate and np.argmax(rates) in (14, 15) and rates[-1] < 1e-6
 
 
 # ---------------------------------------------------------------------------------------------

@@ -9,13 +9,13 @@ import pyarrow as pa
 import pytest
 from safetensors.numpy import load, save
 from sklearn.metrics import roc_auc_score
-from tables_of_sequences import HOUR_US, sequences_of
+from tables_of_sequences import HOUR_US, bits, sequences_of
 
 from rayscan.errors import ConfigError, DataError
 from rayscan.evaluation.splits import TRAIN, UNSEEN_SEQUENCES, UNSEEN_SOURCES
 from rayscan.methods import darkvec, ports
 from rayscan.methods.darkvec import PORT_CLASSES
-from rayscan.methods.method import Embedded, Flows, flows_of
+from rayscan.methods.method import Flows, flows_of
 from rayscan.schema import SEQUENCES
 
 A, B, C = 1, 2, 3
@@ -207,9 +207,6 @@ def test_it_learns_who_comes_together() -> None:
 def test_the_same_bits_again_and_from_what_was_saved(name: str, settings: darkvec.Settings) -> None:
     table, _, part = two_crews()
 
-    def bits(found: Embedded) -> list[bytes]:
-        return [column.tobytes() for column in found]
-
     fitted = darkvec.fit_with(name, table, part, 0, settings)
     expected = bits(fitted.embed(table))
     assert bits(darkvec.fit_with(name, table, part, 0, settings).embed(table)) == expected
@@ -217,12 +214,12 @@ def test_the_same_bits_again_and_from_what_was_saved(name: str, settings: darkve
     assert bits(darkvec.load(load(save(fitted.arrays)), fitted.facts).embed(table)) == expected
 
 
-def test_all_sources_are_known_when_asked() -> None:
+def test_all_sources_are_known_that_train() -> None:
     table, _, part = two_crews()
-    fitted = darkvec.fit_with("i-darkvec", table, part, 0, replace(DAILY, transductive=True))
+    fitted = darkvec.fit_with("i-darkvec", table, np.zeros_like(part), 0, DAILY)
     found = fitted.embed(table)
     assert found.covered.all() and not found.inferred.any()
-    assert fitted.facts["senders"] == 24 and fitted.facts["settings"]["transductive"]
+    assert fitted.facts["senders"] == 24
     assert fitted.facts["steps"] == 2
 
 
@@ -230,13 +227,3 @@ def test_nobody_meets() -> None:
     table, _, part = two_crews()
     with pytest.raises(DataError, match="i-darkvec needs two training sources with 1000 flows"):
         darkvec.fit_with("i-darkvec", table, part, 0, replace(DAILY, active=1000))
-
-
-def test_communities_of_two_bundles_and_a_stranger() -> None:
-    rng = np.random.default_rng(0)
-    centres = np.repeat(np.eye(3), [6, 6, 1], axis=0)
-    noise = np.pad(0.1 * rng.random((13, 1)), ((0, 0), (3, 2)))
-    vectors = (centres @ np.eye(3, 6) + noise * np.r_[np.ones(12), 0][:, None]).astype(np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    found = darkvec.communities(vectors, seed=0)
-    assert found.tolist() == [0] * 6 + [1] * 6 + [2]

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 import torch
 from safetensors.numpy import load, save
+from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.metrics import f1_score, roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
@@ -327,8 +328,6 @@ def test_training_sees_training_sequences_only() -> None:
     less = fit_with("i-gcn", alone, part[part == TRAIN], 0, SMALL["i-gcn"])
     for name, value in whole.arrays.items():
         np.testing.assert_array_equal(value, less.arrays[name])
-    open_ = fit_with("i-gcn", table, part, 0, replace(SMALL["i-gcn"], transductive=True))
-    assert open_.facts["edges"] > whole.facts["edges"]
 
 
 def test_a_sequence_has_the_vector_of_its_middle_flow_s_day() -> None:
@@ -395,6 +394,14 @@ def test_it_learns_what_hosts_do(name: str) -> None:
     assert auroc(100) > max(0.93, auroc(0) + 0.05)
 
 
+def leave_one_out(rows: np.ndarray, truth: np.ndarray) -> float:
+    """Macro-F1 of the 3 nearest others by cosine; 0 is unknown."""
+    near = NearestNeighbors(n_neighbors=3, metric="cosine").fit(rows).kneighbors(return_distance=False)
+    told = np.array([max(truth[k].tolist(), key=truth[k].tolist().count) for k in near])  # ties: the nearest
+    known = truth > 0
+    return f1_score(truth[known], told[known], labels=np.unique(truth[known]), average="macro")
+
+
 LEARNT_FROM = {"gcn": slice(1, 3), "i-gcn": slice(0, 3), "gcn-gru": slice(0, 1), "i-gcn-gru": slice(0, 3)}
 
 
@@ -415,16 +422,13 @@ def test_the_protocol_of_the_authors(name: str) -> None:
     for today, score in zip(snapshots[1:], found.macro_f1, strict=True):
         network = networks[today.number if today.number in networks else 0]
         rows = outputs(network, today, window_of(snapshots, today, SMALL[name]))
-        rows = StandardScaler().fit_transform(rows)
-        near = NearestNeighbors(n_neighbors=3, metric="cosine").fit(rows).kneighbors(return_distance=False)
         truth = label[day == today.number][there[day == today.number]]
         truth[(truth == 2) & (today.number == 2)] = 0
-        told = [max(truth[k].tolist(), key=truth[k].tolist().count) for k in near]  # ties: the nearest
-        known = truth > 0
-        wanted = f1_score(
-            truth[known], np.array(told)[known], labels=np.unique(truth[known]), average="macro"
-        )
-        assert score == pytest.approx(wanted) and score > 0.2
+        assert score == pytest.approx(leave_one_out(StandardScaler().fit_transform(rows), truth))
+        assert score > 0.2
+        ports = table.filter(pa.array(day[there] == today.number))["dst_port"].to_pylist()
+        counts = CountVectorizer(analyzer=list).fit_transform(ports).toarray()
+        assert found.ports[today.number - 1] == pytest.approx(leave_one_out(counts, truth))
     assert found.mean == pytest.approx(found.macro_f1.mean())
     assert found.std == pytest.approx(abs(np.diff(found.macro_f1)[0]) / np.sqrt(2))
 

@@ -92,17 +92,13 @@ def test_saved_and_loaded_it_embeds_alike(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["port-share", "ports-svd"])
-def test_other_parts_teach_nothing_unless_asked(name: str) -> None:
+def test_other_parts_teach_nothing(name: str) -> None:
     table = drawn(20)
     alone = ports.fit(name, table.slice(0, 10), np.zeros(10, np.int8), 0)
     inductive = ports.fit(name, table, halves(20), 0)
-    settings = replace(ports.Settings(), transductive=True)
-    transductive = ports.fit_with(name, table, halves(20), 0, settings)
     assert {k: v.tolist() for k, v in inductive.arrays.items()} == {
         k: v.tolist() for k, v in alone.arrays.items()
     }
-    assert len(transductive.arrays["services"]) > len(inductive.arrays["services"])
-    assert transductive.facts["settings"]["transductive"]
 
 
 def test_training_needs_two_sequences() -> None:

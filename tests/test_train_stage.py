@@ -312,7 +312,7 @@ DIVERGING = ("train.learning_rate=1e30", "train.clip_norm=null", "train.warmup_s
 @pytest.mark.parametrize(
     ("sets", "code", "message"),
     [
-        (("train.periods=1999-01",), 1, "train.periods names ['1999-01'], which have no sequences"),
+        (("train.periods=1999-01",), 1, "there are no sequences of 1999-01"),
         (("train.seed=3", "train.workers=9"), 2, "9 processes with 1 CPU each"),
         (DIVERGING, 1, "training diverged"),
     ],

@@ -11,12 +11,12 @@ import pyarrow as pa
 import pytest
 from safetensors.numpy import load, save
 from sklearn.metrics import roc_auc_score
-from tables_of_sequences import sequences_of
+from tables_of_sequences import bits, sequences_of
 
 from rayscan.errors import DataError
 from rayscan.evaluation.splits import TRAIN, UNSEEN_SEQUENCES, UNSEEN_SOURCES
 from rayscan.methods import ports, words
-from rayscan.methods.method import Embedded, flows_of
+from rayscan.methods.method import flows_of
 from rayscan.methods.words import DESTINATION, PORT, PROTOCOL, SOURCE
 
 TCP, UDP = 6, 17
@@ -160,9 +160,6 @@ def test_the_same_bits_again_and_from_what_was_saved(name: str) -> None:
     table, _, part = two_targets()
     settings = replace(words.DANTE if name == "dante" else words.IP2VEC, epochs=1)
 
-    def bits(found: Embedded) -> list[bytes]:
-        return [column.tobytes() for column in found]
-
     fitted = words.fit_with(name, table, part, 0, settings)
     expected = bits(fitted.embed(table))
     assert bits(words.fit_with(name, table, part, 0, settings).embed(table)) == expected
@@ -170,10 +167,7 @@ def test_the_same_bits_again_and_from_what_was_saved(name: str) -> None:
     assert bits(words.load(load(save(fitted.arrays)), fitted.facts).embed(table)) == expected
 
 
-def test_other_parts_are_learnt_only_when_asked() -> None:
-    table, _, part = two_targets()
-    fitted = words.fit_with("ip2vec", table, part, 0, replace(words.IP2VEC, epochs=1, transductive=True))
-    assert fitted.embed(table).covered.all() and fitted.facts["settings"]["transductive"]
+def test_other_parts_are_not_learnt() -> None:
     dante = sequences_of([flows(1, 2), flows(3, 4)])
     assert words.fit("dante", dante, np.array([TRAIN, UNSEEN_SOURCES]), 0).embed(dante).covered.tolist() == [
         True,

@@ -51,6 +51,7 @@ for command in (
     show.show_group,
     show.export,
     methods.clan,
+    methods.graphs,
     workspace.status,
     reprocess.switch,
     workspace.vacuum,

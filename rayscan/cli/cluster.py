@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from rayscan.cli.options import EPILOG, model_option, stage_options
+from rayscan.cli.options import EPILOG, method_option, model_option, stage_options
 from rayscan.cli.stages import execute
 
 
@@ -22,6 +22,7 @@ from rayscan.cli.stages import execute
 @click.option("--normalise", is_flag=True, help="VECTORS: divide each by its length first.")
 @click.option("--seed", default=0, show_default=True, help="VECTORS: seed of the search.")
 @model_option
+@method_option
 @partial(stage_options, workspace_required=False)
 def cluster(vectors: Path | None, **options: Any) -> None:
     """Group sequences by correlation clustering: each period's, or the rows of a file.
@@ -53,7 +54,7 @@ def cluster(vectors: Path | None, **options: Any) -> None:
         execute(("cluster",), **options)
 
 
-_OF_WORKSPACE = ("model", "workspace", "preset", "config_file", "sets", "dry_run")
+_OF_WORKSPACE = ("model", "method", "workspace", "preset", "config_file", "sets", "dry_run")
 
 
 def _refuse(names: tuple[str, ...], why: str) -> None:

@@ -19,6 +19,15 @@ from rayscan.cli.options import (
     workspace_option,
 )
 
+_GRAPHS = ("gcn", "i-gcn", "gcn-gru", "i-gcn-gru")
+
+_period_option = click.option(
+    "--period", "periods", multiple=True, help="A period to compare on; may be repeated. [default: all]"
+)
+_seeds_option = click.option(
+    "--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Seeds of each method."
+)
+
 
 @click.command(epilog=EPILOG)
 @click.option(
@@ -27,11 +36,12 @@ from rayscan.cli.options import (
     show_default=True,
     help="Names with commas between them, or all; docs/methods.md.",
 )
+@_period_option
+@_seeds_option
 @click.option(
-    "--period", "periods", multiple=True, help="A period to compare on; may be repeated. [default: all]"
-)
-@click.option(
-    "--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Seeds of each method."
+    "--transductive",
+    is_flag=True,
+    help="Rate methods with one vector a source once more, learning from all sequences, as published.",
 )
 @workspace_option
 @config_options
@@ -41,6 +51,7 @@ def compare(
     methods: str,
     periods: tuple[str, ...],
     seeds: int,
+    transductive: bool,
     workspace: str,
     preset: str,
     config_file: Path | None,
@@ -48,42 +59,115 @@ def compare(
     address: str | None,
     as_json: bool,
 ) -> None:
-    """Rate other published methods on the same sequences, beside the workspace's own embeddings.
+    """Rate rayscan's encoder and other published methods on the same sequences.
 
-    Each method and seed is a Ray task; what is there already is not computed again. "-" stands for what a
-    method cannot be rated on, such as telling that two sequences are of one source when it has one vector a
-    source.
+    Each method and seed is a Ray task; what is there already is not computed again. The embeddings that the
+    workspace has by these settings are rated too, as "model ID". "-" stands for what a method cannot be rated
+    on, such as telling that two sequences are of one source when it has one vector a source. Intervals are on
+    the page, whose path comes last on stderr, and in the JSON.
     """
     from rayscan.methods.compare import as_rows, names_of
 
     config = configuration.load(preset, config_file, sets)
-    wanted = names_of([name.strip() for name in methods.split(",")])
+    wanted = names_of(_names(methods))
     from rayscan import planning
+    from rayscan.progress import say
     from rayscan.stages import compare as stage
     from rayscan.stages.session import session
     from rayscan.tables import Workspace
 
     place = Workspace.open(workspace)
+    model = planning.find_model(place, config)
     with session(config.resources, address):
-        found = stage.run(place, config, planning.find_model(place, config), wanted, periods, seeds)
+        found = stage.run(place, config, model, wanted, periods, seeds, transductive)
     rows = as_rows(found)
     if as_json:
         click.echo(json.dumps({"table": rows, "runs": found}, indent=1))
-        return
+    else:
+        _show_table(rows)
+    say(f"compare: {place.url(planning.run_file(config, stage.PAGE))}")
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
+def _show_table(rows: list[dict[str, Any]]) -> None:
+    """Plain text: wider than a narrow terminal, but whole."""
     lines = [
         [name.replace("_", " ") for name in rows[0]],
-        *(list(map(_compared, row.values())) for row in rows),
+        *([_shown(value) for value in row.values()] for row in rows),
     ]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for name, *figures in lines:  # plain text: wider than a narrow terminal, but whole
+    for name, *figures in lines:
         cells = [figure.rjust(width) for figure, width in zip(figures, widths[1:], strict=True)]
         click.echo("  ".join([name.ljust(widths[0]), *cells]))
 
 
-def _compared(value: str | int | float | None) -> str:
+def _shown(value: Any) -> str:
+    value = value["value"] if isinstance(value, dict) else value
     if isinstance(value, float):
         return f"{value:.3f}" if abs(value) < 2 else f"{value:.1f}"
     return "-" if value is None else str(value)
+
+
+@click.command(epilog=EPILOG)
+@click.option(
+    "--methods", default=",".join(_GRAPHS), show_default=True, help="Names with commas between them."
+)
+@_period_option
+@click.option(
+    "--first", type=click.IntRange(min=0), default=20, show_default=True, help="Days that are not scored."
+)
+@_seeds_option
+@click.option(
+    "--as-published",
+    is_flag=True,
+    help="With the authors' oddities: edges to predict are in the graph, windows of gcn-gru end a day early.",
+)
+@workspace_option
+@config_options
+@address_option
+@json_option
+def graphs(
+    methods: str,
+    periods: tuple[str, ...],
+    first: int,
+    seeds: int,
+    as_published: bool,
+    workspace: str,
+    preset: str,
+    config_file: Path | None,
+    sets: tuple[str, ...],
+    address: str | None,
+    as_json: bool,
+) -> None:
+    """Score the graph methods by their authors' own protocol, day by day.
+
+    Each day's hosts are told by their 3 nearest others, all sources being in the graph; the score is the
+    macro-F1 over the labels of that day with more than 10 hosts, mean and deviation over the days after the
+    first. "ports" is what the same vote reaches on flows per port alone.
+    """
+    config = configuration.load(preset, config_file, sets)
+    wanted = _names(methods)
+    unknown = [name for name in wanted if name not in _GRAPHS]
+    if unknown:
+        raise click.BadParameter(
+            f"{unknown[0]!r} is no graph method; there are {', '.join(_GRAPHS)}", param_hint="--methods"
+        )
+    from rayscan.stages import graphs as stage
+    from rayscan.stages.session import session
+    from rayscan.tables import Workspace
+
+    place = Workspace.open(workspace)
+    with session(config.resources, address):
+        found = stage.run(place, config, wanted, periods, seeds, first, as_published)
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+        return
+    _show_table(
+        [{**{k: v for k, v in one.items() if k != "days"}, "days": len(one["days"])} for one in found]
+    )
 
 
 @click.command(epilog=EPILOG)

@@ -103,6 +103,10 @@ def stage_options(function: F, workspace_required: bool = True) -> F:
     return function
 
 
+method_option = click.option(
+    "--method",
+    help="Take this method in place of rayscan's encoder (train.method); docs/methods.md has their names.",
+)
 model_option = click.option(
     "--model",
     help="Use this model: its id in the workspace, or a folder or s3:// prefix, which is copied there.",

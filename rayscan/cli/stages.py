@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rayscan import config as configuration
-from rayscan.cli.options import EPILOG, from_option, model_option, stage_options
+from rayscan.cli.options import EPILOG, from_option, method_option, model_option, stage_options
 from rayscan.cli.workspace import show_status
 
 if TYPE_CHECKING:
@@ -32,7 +32,9 @@ def execute(
     start: str | None = None,
     period: str | None = None,
     window: Window | None = None,
+    method: str | None = None,
 ) -> None:
+    sets += () if method is None else (f"train.method={method}",)
     config = configuration.load(preset, config_file, sets)
     from rayscan import models, pipeline, planning
     from rayscan.status import plan
@@ -71,6 +73,7 @@ def execute(
 
 @click.command("run", epilog=EPILOG)
 @model_option
+@method_option
 @from_option
 @stage_options
 def run_command(**options: Any) -> None:
@@ -94,9 +97,10 @@ def sequences(**options: Any) -> None:
 @click.command(epilog=EPILOG)
 @click.option("--fresh", is_flag=True, help="Train again, in place of the model that these settings have.")
 @from_option
+@method_option
 @stage_options
 def train(**options: Any) -> None:
-    """Train the encoder on sequences, without labels.
+    """Train the encoder on sequences, without labels; or with --method what else is to embed them.
 
     A killed training goes on from its last checkpoint when it is started again. With --from, the model of an
     earlier period is trained on; how well it separates the new data before and after stands beside the new
@@ -153,6 +157,7 @@ def tune(
 
 @click.command(epilog=EPILOG)
 @model_option
+@method_option
 @stage_options
 def embed(**options: Any) -> None:
     """Turn every sequence into a vector with the trained model."""
@@ -161,6 +166,7 @@ def embed(**options: Any) -> None:
 
 @click.command(epilog=EPILOG)
 @model_option
+@method_option
 @stage_options
 def campaigns(**options: Any) -> None:
     """Follow clusters from period to period: born, continued, split, merged, gone."""
@@ -183,6 +189,7 @@ def campaigns(**options: Any) -> None:
     help="Train, embed and evaluate with so many seeds from train.seed on.",
 )
 @model_option
+@method_option
 @stage_options
 def evaluate(protocol: str, seeds: int, **options: Any) -> None:
     """Measure how well similarity tells sources apart, and clusters against labels.
@@ -226,6 +233,7 @@ def _evaluate_seeds(
 @click.command(epilog=EPILOG)
 @click.option("--period", help="Report on this period alone, beside the report on all: report-PERIOD.html.")
 @model_option
+@method_option
 @stage_options
 def report(**options: Any) -> None:
     """Write the HTML report of a run and print its path."""

@@ -31,9 +31,9 @@ from torch import Tensor, nn
 from torch.nn import functional as nnf
 
 from rayscan.errors import DataError, ModelError
-from rayscan.evaluation.splits import TRAIN
-from rayscan.methods.method import Arrays, Embedded, Facts, unit_rows
+from rayscan.methods.method import Arrays, Embedded, Facts, training_of, unit_rows
 from rayscan.methods.statistics import CommonServices, window_statistics
+from rayscan.model.schedule import warmed_cosine
 
 F32 = NDArray[np.float32]
 _CHUNK = 8192
@@ -132,9 +132,10 @@ def pretrain(rows: F32, settings: Settings, seed: int) -> Encoder:
     optimiser = torch.optim.AdamW(encoder.parameters(), lr=settings.peak_rate, weight_decay=0)
     x = torch.from_numpy(rows)
     batches = _batches(len(x), settings.batch, generator)
+    warmup = round(settings.warmup * settings.steps)
     for step in range(settings.steps):
         for group in optimiser.param_groups:
-            group["lr"] = rate(step, settings)
+            group["lr"] = warmed_cosine(step, settings.steps, warmup, settings.peak_rate, settings.floor_rate)
         batch = x[next(batches)]
         value = loss(encoder(batch), encoder(corrupt(batch, settings, generator)), settings)
         if not torch.isfinite(value):
@@ -143,16 +144,6 @@ def pretrain(rows: F32, settings: Settings, seed: int) -> Encoder:
         value.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
     return encoder.eval()
-
-
-def rate(step: int, settings: Settings) -> float:
-    """Linear from the floor to the peak in the warm-up, then a half cosine down to the floor."""
-    warm = max(1, round(settings.warmup * settings.steps))
-    span = settings.peak_rate - settings.floor_rate
-    if step < warm:
-        return settings.floor_rate + span * step / warm
-    done = (step - warm) / max(1, settings.steps - warm)
-    return settings.floor_rate + span * (1 + float(np.cos(np.pi * done))) / 2
 
 
 def _batches(n: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -194,8 +185,7 @@ class Clan:
 
     def embed(self, sequences: pa.Table) -> Embedded:
         vectors = unit_rows(project(self.encoder, self.scaling(_rows(sequences, self.common))))
-        covered = np.ones(len(vectors), np.bool_)
-        return Embedded(vectors, covered, np.zeros_like(covered))
+        return Embedded.of(vectors)
 
 
 def _rows(sequences: pa.Table, common: CommonServices) -> NDArray[np.float64]:
@@ -208,7 +198,7 @@ def fit(name: str, sequences: pa.Table, part: NDArray[np.int8], seed: int) -> Cl
 
 def fit_with(sequences: pa.Table, part: NDArray[np.int8], seed: int, settings: Settings) -> Clan:
     """CLAN from the training rows of a table of `schema.SEQUENCES`. Raises DataError without two of them."""
-    training = sequences.filter(pa.array(part == TRAIN))
+    training = training_of(sequences, part)
     if training.num_rows < 2:
         raise DataError("CLAN needs two training sequences; there are fewer: read more captures")
     common = CommonServices.learn(training, settings.services)

@@ -42,6 +42,7 @@ from rayscan.methods.method import Arrays, Embedded, Facts, list_column, list_va
 from rayscan.methods.statistics import TCP_FLAGS
 from rayscan.model.encoder import Layer, sinusoids
 from rayscan.model.loss import nt_xent
+from rayscan.model.schedule import warmed_cosine
 from rayscan.schema import MISSING, SEQUENCE_LISTS
 
 F32 = NDArray[np.float32]
@@ -65,7 +66,7 @@ BYTES = {
 }
 """The cell of a flow: values and their bytes, highest first. Larger sizes count as the largest."""
 
-FIELDS = tuple(SEQUENCE_LISTS)
+FIELDS = tuple(name for name in BYTES if name in SEQUENCE_LISTS)  # packets are not kept
 GAP_STEPS = 1024
 """Steps between a gap and its double: log2(1 + 2^63 µs) is then still two bytes."""
 
@@ -78,7 +79,7 @@ _CHUNK = 512
 class Settings:
     """Sized for a CPU. `tau_first` = `tau_last` fixes the temperature."""
 
-    patch: int = 4
+    patch: int = 8
     width: int = 64
     heads: int = 4
     blocks: int = 2  # of each view's encoder
@@ -90,7 +91,7 @@ class Settings:
     tau_first: float = 0.05
     tau_last: float = 0.2
     fused: float = 1.0  # λ
-    batch: int = 128
+    batch: int = 64
     steps: int = 300
     peak_rate: float = 1e-3
     warmup: float = 0.05
@@ -179,7 +180,7 @@ def image(windows: Windows, shown: Mask) -> F32:
     cells = np.zeros((2, *shown.shape, CELL), np.uint8)
     place = 0
     for name, width in BYTES.items():
-        if name != "packets":
+        if name in FIELDS:
             value = windows.column(name)
             recorded = (value != MISSING) & shown
             whole = _whole(name, value) * recorded
@@ -387,14 +388,6 @@ def temperature(step: int, settings: Settings) -> float:
     return settings.tau_first + (settings.tau_last - settings.tau_first) * (1 - math.cos(math.pi * done)) / 2
 
 
-def rate(step: int, settings: Settings) -> float:
-    """Linear warm-up to the peak, then half a cosine down to 0."""
-    warm = max(1, round(settings.warmup * settings.steps))
-    if step < warm:
-        return settings.peak_rate * (step + 1) / warm
-    return settings.peak_rate * (1 + math.cos(math.pi * (step - warm) / max(1, settings.steps - warm))) / 2
-
-
 def pretrain(recorded: Recorded, rows: Ints, scalings: Scalings, settings: Settings, seed: int) -> Encoder:
     """An encoder trained on these rows, at least two. Raises ModelError when the loss is not finite."""
     rng = np.random.default_rng(seed)
@@ -412,9 +405,10 @@ def pretrain(recorded: Recorded, rows: Ints, scalings: Scalings, settings: Setti
         found: Vectors = encoder(scalings.views(changed, shown))
         return found
 
+    warmup = round(settings.warmup * settings.steps)
     for step in range(settings.steps):
         for group in optimiser.param_groups:
-            group["lr"] = rate(step, settings)
+            group["lr"] = warmed_cosine(step, settings.steps, warmup, settings.peak_rate)
         windows = recorded.windows(rng.choice(rows, min(settings.batch, len(rows)), replace=False))
         value = loss(view(windows), view(windows), temperature(step, settings), settings)
         if not torch.isfinite(value):
@@ -453,8 +447,7 @@ class CrossModal:
                 rows = np.arange(start, min(start + _CHUNK, n))
                 views = self.scalings.views(recorded.windows(rows))
                 vectors[rows] = self.encoder(views).fused.numpy()
-        covered = np.ones(n, np.bool_)
-        return Embedded(unit_rows(vectors), covered, np.zeros_like(covered))
+        return Embedded.of(unit_rows(vectors))
 
 
 def fit(name: str, sequences: pa.Table, part: NDArray[np.int8], seed: int) -> CrossModal:

@@ -25,16 +25,23 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-import networkx as nx
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from rayscan.errors import ConfigError, DataError
-from rayscan.evaluation.neighbours import NONE, top_k
-from rayscan.evaluation.splits import TRAIN
-from rayscan.methods.method import Arrays, Embedded, Facts, Flows, flows_of, unit_rows
-from rayscan.methods.ports import ABSENT, count_cells, positions
+from rayscan.methods.method import (
+    ABSENT,
+    Arrays,
+    Embedded,
+    Facts,
+    Flows,
+    count_cells,
+    flows_of,
+    positions,
+    training_of,
+    unit_rows,
+)
 from rayscan.methods.words import Sentences, Skipgram, Words, learn, sentences, source_vectors
 
 F32 = NDArray[np.float32]
@@ -84,7 +91,6 @@ class Settings(Skipgram):
     collapse: bool = True  # leave out immediate repeats of a sender
     active: int = 10  # flows that a sender needs
     trailing_days: int = 30  # within so many days
-    transductive: bool = False  # learn from the sequences of every part
 
 
 DARKVEC = Settings(d=50, window=25, negative=5, epochs=20, daily=False)
@@ -182,24 +188,6 @@ class Darkvec:
         return unit_rows(count_cells(flows.row[asking], at[asking], (n, len(shared))) @ mean)
 
 
-def communities(vectors: F32, k: int = 3, seed: int = 0) -> Ints:
-    """Louvain communities of the graph of k nearest neighbours, weighed by cosine: int64 (N,).
-
-    `vectors` are of length 1. A neighbour either way makes an edge; cosines of 0 or less make none.
-    Communities are numbered by their first row.
-    """
-    index, cosine = top_k(vectors, k, np.arange(len(vectors)))
-    graph = nx.Graph()
-    graph.add_nodes_from(range(len(vectors)))
-    rows, places = np.nonzero((index != NONE) & (cosine > 0))
-    ends = index[rows, places].tolist()
-    graph.add_weighted_edges_from(zip(rows.tolist(), ends, cosine[rows, places].tolist(), strict=True))
-    found = np.empty(len(vectors), np.int64)
-    for number, members in enumerate(sorted(nx.community.louvain_communities(graph, seed=seed), key=min)):
-        found[list(members)] = number
-    return found
-
-
 def fit(name: str, sequences: pa.Table, part: NDArray[np.int8], seed: int) -> Darkvec:
     return fit_with(name, sequences, part, seed, I_DARKVEC if name == "i-darkvec" else DARKVEC)
 
@@ -208,7 +196,7 @@ def fit_with(
     name: str, sequences: pa.Table, part: NDArray[np.int8], seed: int, settings: Settings
 ) -> Darkvec:
     """Raises DataError if no two active senders of the training sequences met."""
-    training = sequences if settings.transductive else sequences.filter(pa.array(part == TRAIN))
+    training = training_of(sequences, part)
     flows = flows_of(training)
     commonest = commonest_services(flows, settings)
     found, facts = train(flows, service_of(flows, settings.services, commonest), settings, seed)

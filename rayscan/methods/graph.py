@@ -41,14 +41,23 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
+from scipy import sparse
 from torch import Tensor, nn
 from torch.nn import functional as nnf
 
 from rayscan.errors import DataError, ModelError
 from rayscan.evaluation.neighbours import macro_f1, top_k, vote
-from rayscan.evaluation.splits import TRAIN
-from rayscan.methods.method import Arrays, Embedded, Facts, flows_of, unit_rows
-from rayscan.methods.ports import ABSENT, positions
+from rayscan.evaluation.tiles import Vectors
+from rayscan.methods.method import (
+    ABSENT,
+    Arrays,
+    Embedded,
+    Facts,
+    flows_of,
+    positions,
+    training_of,
+    unit_rows,
+)
 from rayscan.methods.snapshots import FEATURES, NEVER_RECORDED, Snapshot, same_nodes, snapshots_of
 
 F32 = NDArray[np.float32]
@@ -91,7 +100,6 @@ class Settings:
     most_edges: int = 20_000  # to predict in a step
     held_out: float = 0.2  # share of the edges that a step takes out of the graph and predicts
     as_published: bool = False  # predict edges that are in the graph; windows of gcn-gru end before the day
-    transductive: bool = False  # learn from the sequences of every part
 
 
 SETTINGS = {
@@ -347,8 +355,7 @@ class Graph:
             scaled = (made - mean) / deviation
             scaled[~known] = 0
             vectors[rows] = unit_rows(scaled)[positions(target.hosts, src[rows])]
-        covered = np.asarray(vectors.any(axis=1))
-        return Embedded(vectors, covered, np.zeros_like(covered))
+        return Embedded.of(vectors)
 
 
 class Scores(NamedTuple):
@@ -357,13 +364,15 @@ class Scores(NamedTuple):
     number    int64 (D,): which snapshot
     hosts     int64 (D,): how many of it were scored
     macro_f1  float64 (D,): NaN on days without a class
-    mean      over the days that have one
+    ports     float64 (D,): what a host's flows per service alone would score, the floor
+    mean      of macro_f1, over the days that have one
     std       the same, with one degree of freedom less; NaN for less than two days
     """
 
     number: Ints
     hosts: Ints
     macro_f1: F64
+    ports: F64
     mean: float
     std: float
 
@@ -391,29 +400,45 @@ def daily_scores(sequences: pa.Table, seed: int, settings: Settings, first: int 
         raise DataError("gcn-gru learns from the first snapshots, which are not scored; leave at least 1")
     networks, _ = train(learnt_from, settings, seed)
     sources, labels = _labels(sequences)
-    hosts, scores = [], []
+    hosts: list[int] = []
+    scores: list[float] = []
+    floor: list[float] = []
     for target in snapshots[first:]:
         made, _ = _hosts(_last(networks, target), snapshots, target, settings)
         label = labels[positions(sources, target.hosts)]
         label = np.where(np.bincount(label)[label] > _SMALL_CLASS, label, UNKNOWN)
         scored = label != UNKNOWN
         hosts.append(int(scored.sum()))
-        scores.append(macro_f1(label[scored], _told_by_others(made, label)[scored]))
+        mean, deviation = _mean_and_deviation(made)
+        for found, rows in (
+            (scores, unit_rows((made - mean) / deviation)),
+            (floor, _flows_per_service(target)),
+        ):
+            found.append(macro_f1(label[scored], _told_by_others(rows, label)[scored]))
     days = np.array(scores)
     valid = days[~np.isnan(days)]
     return Scores(
         np.array([target.number for target in snapshots[first:]]),
         np.array(hosts),
         days,
+        np.array(floor),
         float(valid.mean()) if len(valid) else np.nan,
         float(valid.std(ddof=1)) if len(valid) > 1 else np.nan,
     )
 
 
-def _told_by_others(rows: F32, label: Ints) -> Ints:
-    mean, deviation = _mean_and_deviation(rows)
-    nearest, _ = top_k(unit_rows((rows - mean) / deviation), _NEIGHBOURS, np.arange(len(rows)))
+def _told_by_others(rows: Vectors, label: Ints) -> Ints:
+    """By the nearest other rows, of length 1."""
+    nearest, _ = top_k(rows, _NEIGHBOURS, np.arange(rows.shape[0]))
     return vote(nearest, label)
+
+
+def _flows_per_service(target: Snapshot) -> Vectors:
+    """Of each host, scaled to length 1: float32 csr (hosts, services)."""
+    h = len(target.hosts)
+    length = np.sqrt(np.bincount(target.host, target.weight**2, h))
+    values = (target.weight / length[target.host]).astype(np.float32)
+    return sparse.csr_array((values, (target.host, target.service - h)), shape=(h, len(target.services)))
 
 
 def _labels(sequences: pa.Table) -> tuple[Ints, Ints]:
@@ -464,7 +489,7 @@ def fit(name: str, sequences: pa.Table, part: NDArray[np.int8], seed: int) -> Gr
 
 def fit_with(name: str, sequences: pa.Table, part: NDArray[np.int8], seed: int, settings: Settings) -> Graph:
     """Raises DataError without two training sources."""
-    training = sequences if settings.transductive else sequences.filter(pa.array(part == TRAIN))
+    training = training_of(sequences, part)
     snapshots = _snapshots(training, settings)
     if len(training["src"].unique()) < 2:
         raise DataError(f"{name} needs two training sources; there are fewer: read more captures")

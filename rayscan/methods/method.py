@@ -22,8 +22,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+from scipy import sparse
 
 from rayscan.errors import ConfigError, DataError, SchemaError
+from rayscan.evaluation.splits import TRAIN
 from rayscan.schema import MISSING
 
 Arrays = dict[str, NDArray[Any]]
@@ -49,6 +51,10 @@ ONE_VECTOR_A_SOURCE = ("gcn", "i-gcn", "gcn-gru", "i-gcn-gru", "darkvec", "i-dar
 """Methods for which sequences of one source (and day, in graphs) have the same vector by construction."""
 
 
+ABSENT = -1
+"""The position of what is not there."""
+
+
 class Embedded(NamedTuple):
     """Vectors of N sequences.
 
@@ -61,6 +67,11 @@ class Embedded(NamedTuple):
     covered: NDArray[np.bool_]
     inferred: NDArray[np.bool_]
 
+    @classmethod
+    def of(cls, vectors: NDArray[np.float32]) -> Embedded:
+        """All that have a vector are covered, none is inferred."""
+        return cls(vectors, np.asarray(vectors.any(axis=1)), np.zeros(len(vectors), np.bool_))
+
 
 class Fitted(Protocol):
     """A method that has learnt. `facts` holds "name" and what a reader of the model card wants to know."""
@@ -72,7 +83,7 @@ class Fitted(Protocol):
     def facts(self) -> Facts: ...
 
     def embed(self, sequences: pa.Table) -> Embedded:
-        """Vectors of a table of `schema.SEQUENCES`, in its order."""
+        """Vectors of a table of `schema.SEQUENCES`, all of one period, in its order."""
         ...
 
 
@@ -94,6 +105,11 @@ def method(name: str) -> Method:
         raise ConfigError(
             f"method {name} needs the package {error.name}; install it with pip install 'rayscan[methods]'"
         ) from error
+
+
+def training_of(sequences: pa.Table, part: NDArray[np.int8]) -> pa.Table:
+    """The sequences that may be learnt from."""
+    return sequences.filter(pa.array(part == TRAIN))
 
 
 @dataclass(frozen=True)
@@ -156,3 +172,18 @@ def unit_rows(vectors: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
     """Rows scaled to length 1, float32; rows of zeros stay zeros."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.asarray(vectors / np.where(lengths == 0, 1, lengths), np.float32)
+
+
+def positions(known: NDArray[np.int64], values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where each value stands in `known`, which ascends; `ABSENT` for what is not there."""
+    place = np.searchsorted(known, values)
+    found = place < len(known)
+    found[found] = known[place[found]] == values[found]
+    return np.where(found, place, ABSENT)
+
+
+def count_cells(
+    row: NDArray[np.int64], column: NDArray[np.int64], shape: tuple[int, int]
+) -> sparse.csr_array:
+    """How often each cell is named, float32."""
+    return sparse.coo_array((np.ones(len(row), np.float32), (row, column)), shape=shape).tocsr()

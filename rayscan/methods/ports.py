@@ -23,15 +23,22 @@ from scipy import sparse
 from sklearn.utils.extmath import randomized_svd
 
 from rayscan.errors import DataError
-from rayscan.evaluation.splits import TRAIN
 from rayscan.methods.clan import Scaling
-from rayscan.methods.method import Arrays, Embedded, Facts, flows_of, unit_rows
+from rayscan.methods.method import (
+    ABSENT,
+    Arrays,
+    Embedded,
+    Facts,
+    count_cells,
+    flows_of,
+    positions,
+    training_of,
+    unit_rows,
+)
 from rayscan.methods.statistics import CommonServices, window_statistics
 
 F32 = NDArray[np.float32]
 Ints = NDArray[np.int64]
-
-ABSENT = -1
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,6 @@ class Settings:
     services: int = 256  # port-share: the commonest, each with a share of its own
     components: int = 64  # ports-svd
     clip: float = 5.0  # ports-svd: largest z-score, either way
-    transductive: bool = False  # learn from the sequences of every part
 
 
 class Tfidf:
@@ -80,7 +86,7 @@ class PortShare:
         return {"services": self.common.services}
 
     def embed(self, sequences: pa.Table) -> Embedded:
-        return everything(unit_rows(self.common.shares(sequences)))
+        return Embedded.of(unit_rows(self.common.shares(sequences)))
 
 
 class PortsSvd:
@@ -101,20 +107,7 @@ class PortsSvd:
         clip = self.facts["settings"]["clip"]
         statistics = self.scaling(window_statistics(sequences)[1]).clip(-clip, clip)
         halves = [unit_rows(self.tfidf(sequences) @ self.axes), statistics / np.sqrt(statistics.shape[1])]
-        return everything(unit_rows(np.hstack(halves)))
-
-
-def everything(vectors: F32) -> Embedded:
-    """All that have a vector are covered, none is inferred."""
-    return Embedded(vectors, np.asarray(vectors.any(axis=1)), np.zeros(len(vectors), np.bool_))
-
-
-def positions(known: Ints, values: Ints) -> Ints:
-    """Where each value stands in `known`, which ascends; `ABSENT` for what is not there."""
-    place = np.searchsorted(known, values)
-    found = place < len(known)
-    found[found] = known[place[found]] == values[found]
-    return np.where(found, place, ABSENT)
+        return Embedded.of(unit_rows(np.hstack(halves)))
 
 
 def fit(name: str, sequences: pa.Table, part: NDArray[np.int8], seed: int) -> PortShare | PortsSvd:
@@ -125,7 +118,7 @@ def fit_with(
     name: str, sequences: pa.Table, part: NDArray[np.int8], seed: int, settings: Settings
 ) -> PortShare | PortsSvd:
     """ "port-share" or "ports-svd". Raises DataError without two training sequences."""
-    training = sequences if settings.transductive else sequences.filter(pa.array(part == TRAIN))
+    training = training_of(sequences, part)
     if training.num_rows < 2:
         raise DataError(f"{name} needs two training sequences; there are fewer: read more captures")
     facts: Facts = {"name": name, "settings": asdict(settings)}
@@ -143,8 +136,3 @@ def load(arrays: Arrays, facts: Facts) -> PortShare | PortsSvd:
         return PortShare(CommonServices(arrays["services"]), facts)
     tfidf = Tfidf(arrays["services"], arrays["weights"])
     return PortsSvd(tfidf, arrays["axes"], Scaling(arrays["mean"], arrays["deviation"]), facts)
-
-
-def count_cells(row: Ints, column: Ints, shape: tuple[int, int]) -> sparse.csr_array:
-    """How often each cell is named, float32."""
-    return sparse.coo_array((np.ones(len(row), np.float32), (row, column)), shape=shape).tocsr()

@@ -19,8 +19,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from rayscan.methods.method import flows_of
-from rayscan.methods.ports import ABSENT, positions
+from rayscan.methods.method import ABSENT, flows_of, positions
 from rayscan.methods.statistics import recorded
 from rayscan.schema import MISSING
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from rayscan.methods.method import Flows, flows_of, list_column, list_values
+from rayscan.methods.method import ABSENT, Flows, flows_of, list_column, list_values, positions
 from rayscan.schema import MISSING
 
 F64 = NDArray[np.float64]
@@ -75,10 +75,8 @@ class CommonServices:
         """Share of a sequence's flows to each service, the rest last: float64 (N, S + 1)."""
         flows = flows_of(sequences)
         width = len(self.services) + 1
-        place = np.searchsorted(self.services, flows.service)
-        known = place < len(self.services)
-        known[known] = self.services[place[known]] == flows.service[known]
-        cell = flows.row * width + np.where(known, place, width - 1)
+        place = positions(self.services, flows.service)
+        cell = flows.row * width + np.where(place == ABSENT, width - 1, place)
         counts = np.bincount(cell, minlength=sequences.num_rows * width).reshape(-1, width)
         return np.asarray(counts / np.maximum(counts.sum(1, keepdims=True), 1))
 

@@ -27,9 +27,18 @@ from gensim.models import Word2Vec
 from numpy.typing import NDArray
 
 from rayscan.errors import DataError, ModelError
-from rayscan.evaluation.splits import TRAIN
-from rayscan.methods.method import Arrays, Embedded, Facts, Flows, flows_of, unit_rows
-from rayscan.methods.ports import ABSENT, count_cells, everything, positions
+from rayscan.methods.method import (
+    ABSENT,
+    Arrays,
+    Embedded,
+    Facts,
+    Flows,
+    count_cells,
+    flows_of,
+    positions,
+    training_of,
+    unit_rows,
+)
 from rayscan.schema import MISSING
 
 F32 = NDArray[np.float32]
@@ -51,7 +60,6 @@ class Skipgram:
 @dataclass(frozen=True)
 class Settings(Skipgram):
     most_pairs: int = 1_000_000  # ip2vec: of more, so many are drawn evenly
-    transductive: bool = False  # learn from the sequences of every part
 
 
 DANTE = Settings(d=64, window=5, negative=5, epochs=5)
@@ -173,7 +181,7 @@ class Dante:
         known = place != ABSENT
         shape = (sequences.num_rows, len(self.services))
         counts = count_cells(flows.row[known], place[known], shape)
-        return everything(unit_rows(counts @ self.vectors))
+        return Embedded.of(unit_rows(counts @ self.vectors))
 
 
 class Ip2vec:
@@ -188,7 +196,7 @@ class Ip2vec:
 
     def embed(self, sequences: pa.Table) -> Embedded:
         """A sequence of a source that was not learnt is not covered."""
-        return everything(source_vectors(self.sources, self.vectors, sequences))
+        return Embedded.of(source_vectors(self.sources, self.vectors, sequences))
 
 
 def source_vectors(sources: Ints, vectors: F32, sequences: pa.Table) -> F32:
@@ -208,7 +216,7 @@ def fit_with(
     name: str, sequences: pa.Table, part: NDArray[np.int8], seed: int, settings: Settings
 ) -> Dante | Ip2vec:
     """ "dante" or "ip2vec". Raises DataError without a training sequence of two flows."""
-    training = sequences if settings.transductive else sequences.filter(pa.array(part == TRAIN))
+    training = training_of(sequences, part)
     facts: Facts = {"name": name, "settings": asdict(settings)}
     if name == "dante":
         corpus = ports_corpus(training)

@@ -60,15 +60,16 @@ class Card(BaseModel):
 def save(write: Write, encoder: Encoder, card: Card) -> None:
     """Write the folder, one call of `write(name, data)` for each file; config.json comes last."""
     weights = save_tensors({k: x.detach().cpu().contiguous() for k, x in encoder.state_dict().items()})
-    config = {
-        "version": VERSION,
-        "rayscan": __version__,
-        "model": encoder.config.model_dump(mode="json"),
-        "weights": _hash(weights),
-    }
+    about = {"model": encoder.config.model_dump(mode="json")}
+    write_folder(write, weights, about, card, readme(encoder, card))
+
+
+def write_folder(write: Write, weights: bytes, about: dict[str, Any], card: Card, text: str) -> None:
+    """The files of any model: safetensors, what it is `about`, its card and that card as a page."""
+    config = {"version": VERSION, "rayscan": __version__, **about, "weights": _hash(weights)}
     write(WEIGHTS, weights)
     write(CARD, _json(card.model_dump(mode="json")))
-    write(README, readme(encoder, card).encode())
+    write(README, text.encode())
     write(CONFIG, _json(config))  # a folder with it is whole
 
 
@@ -78,13 +79,7 @@ def load(read: Read) -> tuple[Encoder, Card]:
     `read(name)` gives a file's bytes or raises FileNotFoundError. Raises ModelError if a file is absent or
     damaged, if the model is of a newer version, or if weights and configuration do not belong together.
     """
-    config = _object(read, CONFIG)
-    version = config.get("version")
-    if not isinstance(version, int) or version > VERSION:
-        raise ModelError(
-            f"{CONFIG}: the model is of format {version}, written by rayscan {config.get('rayscan', '?')}; "
-            f"this is rayscan {__version__}, which reads up to {VERSION}: upgrade rayscan"
-        )
+    config, data, card = read_folder(read)
     try:
         model = ModelConfig.model_validate(config.get("model"))
     except ValidationError as error:
@@ -92,10 +87,22 @@ def load(read: Read) -> tuple[Encoder, Card]:
             f"{CONFIG}: this rayscan cannot build the model ({error.error_count()} settings are wrong, "
             f"first: {error.errors()[0]['msg']}); load it with rayscan {config.get('rayscan', '?')}"
         ) from None
+    return _encoder(model, data), card
+
+
+def read_folder(read: Read) -> tuple[dict[str, Any], bytes, Card]:
+    """What config.json says, the safetensors that belong to it, and the card. Raises ModelError as `load`."""
+    config = _object(read, CONFIG)
+    version = config.get("version")
+    if not isinstance(version, int) or version > VERSION:
+        raise ModelError(
+            f"{CONFIG}: the model is of format {version}, written by rayscan {config.get('rayscan', '?')}; "
+            f"this is rayscan {__version__}, which reads up to {VERSION}: upgrade rayscan"
+        )
     data = _bytes(read, WEIGHTS)
     if _hash(data) != config.get("weights"):
         raise ModelError(f"{WEIGHTS} is damaged or of another model than {CONFIG}; copy the folder again")
-    return _encoder(model, data), _card(read)
+    return config, data, _card(read)
 
 
 def readme(encoder: Encoder, card: Card) -> str:

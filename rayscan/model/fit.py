@@ -34,6 +34,7 @@ from rayscan.model.encoder import Encoder
 from rayscan.model.features import Sequences
 from rayscan.model.loss import global_nt_xent
 from rayscan.model.sampling import Batch, PairSampler
+from rayscan.model.schedule import warmed_cosine
 
 READ_BACK = 10
 """Steps between looks at the loss."""
@@ -309,12 +310,9 @@ class _Run:
 
 def learning_rate(step: int, train: TrainConfig) -> float:
     """Rate of step 0, 1, ...: linear warm-up to the peak, then constant or half a cosine down to 0."""
-    if step < train.warmup_steps:
-        return train.learning_rate * (step + 1) / train.warmup_steps
-    if train.schedule == "constant":
+    if train.schedule == "constant" and step >= train.warmup_steps:
         return train.learning_rate
-    done = (step - train.warmup_steps) / max(train.steps - train.warmup_steps, 1)
-    return train.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+    return warmed_cosine(step, train.steps, train.warmup_steps, train.learning_rate)
 
 
 def parameter_groups(encoder: Encoder, train: TrainConfig) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from rayscan.clustering.objective import check_embeddings
 from rayscan.config import RunConfig
 from rayscan.errors import ConfigError, DataError, RayscanError, WorkspaceError
 from rayscan.evaluation.splits import VALIDATION
+from rayscan.methods.method import ONE_VECTOR_A_SOURCE
 from rayscan.planning import Model, Unit, calibration_version
 from rayscan.progress import say, track
 from rayscan.stages import metrics
@@ -89,6 +90,11 @@ def find_threshold(
     given = config.cluster.threshold
     if given != "auto":
         return given, None
+    if model.method in ONE_VECTOR_A_SOURCE:
+        raise DataError(
+            f"cluster.threshold auto learns from sequences of one source, and {model.method} has one vector "
+            "for all of them: give a number (`rayscan compare` finds those that suit labels)"
+        )
     path = f"{model.folder}/calibration-{calibration_version(config, model)}.json"
     found = workspace.read_json(path)
     if found is None:

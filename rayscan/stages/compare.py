@@ -1,30 +1,48 @@
-"""Other published methods on the workspace's own sequences: one Ray task for each method and seed.
+"""Methods of others on the workspace's own sequences: one Ray task for each method and seed.
 
 Every task holds all sequences of the periods that are compared: the methods are made so (`methods.method`).
-A result is written when it is there and not computed again until sequences, split or settings change.
+It has a process of its own, so that the most memory that the process had is what the method took. A result
+is written when it is there and not computed again until sequences, labels, split or settings change.
 """
 
 from __future__ import annotations
 
 import resource
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
+from rayscan import planning
+from rayscan.captures.scanners import Scanners
 from rayscan.config import RunConfig, digest
-from rayscan.errors import DataError
-from rayscan.methods import compare
+from rayscan.methods import compare, own
 from rayscan.methods.compare import Rated
-from rayscan.methods.method import Embedded
-from rayscan.planning import Model, run_file, version_of
-from rayscan.progress import say, track
+from rayscan.methods.method import ABSENT, ONE_VECTOR_A_SOURCE, Embedded, positions
+from rayscan.planning import Model, run_file, sequence_files, settled, version_of
+from rayscan.progress import track
+from rayscan.report.comparison import comparison_page
+from rayscan.stages.lists import label_lists, relabelled
 from rayscan.stages.session import run_tasks
 from rayscan.stages.similarity import vectors_of
 from rayscan.tables import File, Workspace, fingerprint
 
-Job = tuple[str, int]
-OURS = "rayscan"
+PAGE = "compare/comparison.html"
+"""Of the last comparison of a run."""
+
+
+class _Job(NamedTuple):
+    """A method to rate with a seed; or the vectors that a model of the workspace has made."""
+
+    method: str
+    seed: int
+    transductive: bool = False
+    embeddings: tuple[File, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}{'-transductive' * self.transductive}-{self.seed}"
 
 
 def run(
@@ -32,69 +50,98 @@ def run(
     config: RunConfig,
     model: Model | None,
     methods: Sequence[str],
-    periods: Sequence[str],
-    seeds: int,
+    periods: Sequence[str] = (),
+    seeds: int = 1,
+    transductive: bool = False,
 ) -> list[Rated]:
     """Rate the methods that have not been rated yet; returns what is known of each and each seed.
 
-    With a model, its embeddings are rated too, under the name of "rayscan". Raises DataError where there are
-    no sequences in these periods.
+    With a model, its embeddings are rated too, as "model ID". `transductive` rates methods with one vector a
+    source a second time, as their authors do. Raises DataError where there are no sequences in these periods.
     """
-    files = _files(workspace, "sequences", {}, periods)
-    if not files:
-        raise DataError(f"no sequences {_in(periods)}; run `rayscan sequences` first")
-    embeddings = _files(workspace, "embeddings", {"model": model.id}, periods) if model else []
-    if not embeddings:
-        say("compare: rayscan's own embeddings are not there; run `rayscan embed` to have them in the table")
-    jobs = [(name, seed) for name in methods for seed in range(seeds)]
-    jobs = [(OURS, config.train.seed)] * bool(embeddings) + jobs
-    made_from = {job: _made_from(config, job, files, embeddings) for job in jobs}
+    files = sequence_files(workspace, periods)
+    config = settled(workspace, config, files)
+    jobs = _jobs(workspace, config, model, methods, periods, seeds, transductive)
+    asked = planning.scanner_version(workspace, config) if config.evaluate.labels != "capture" else ""
+    made_from = {job: _made_from(config, job, files, asked) for job in jobs}
     due = [job for job in jobs if version_of(workspace, _path(config, job)) != made_from[job]]
-    split, settings = config.split, config.evaluate
 
-    def work(job: Job) -> Rated:
-        name, seed = job
-        sequences = workspace.table("sequences").read_files(files)
-        if name == OURS:
-            found = _ours(workspace, embeddings, sequences)
-            rated = compare.rated(name, sequences, found, split, settings)
-            return {"method": name, "seed": seed, **rated}
-        rated = compare.rate(name, sequences, seed, split, settings)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-        return {**rated, "memory_mb": peak}
+    def work(job: _Job, known: Scanners | None = None) -> Rated:
+        return _rate(workspace, config, job, files, known)
 
     with track("compare", len(due), "methods and seeds") as advance:
-        for job, rated in run_tasks(work, due, cpus=config.resources.train_cpus):
+        tasks = run_tasks(
+            work,
+            due,
+            cpus=config.resources.train_cpus,
+            shared=label_lists(workspace, config) if due else None,
+            fresh=True,
+        )
+        for job, rated in tasks:
             workspace.write_json(_path(config, job), {"made_from": made_from[job], **rated})
-            advance(1, f"{job[0]}, seed {job[1]}")
-    return [workspace.read_json(_path(config, job)) or {} for job in jobs]
+            advance(1, f"{compare.title(rated)}, seed {job.seed}")
+    found = [workspace.read_json(_path(config, job)) or {} for job in jobs]
+    page = comparison_page(compare.as_rows(found), found, list(compare.COLUMNS), config.run)
+    workspace.write_bytes(run_file(config, PAGE), page.encode())
+    return found
 
 
-def _files(workspace: Workspace, table: str, where: dict[str, str], periods: Sequence[str]) -> list[File]:
-    files = workspace.table(table).files(where)
-    return [file for file in files if not periods or file.key["period"] in periods]
+def _jobs(
+    workspace: Workspace,
+    config: RunConfig,
+    model: Model | None,
+    methods: Sequence[str],
+    periods: Sequence[str],
+    seeds: int,
+    transductive: bool,
+) -> list[_Job]:
+    jobs = [_Job(name, seed) for name in methods for seed in range(seeds)]
+    if transductive:
+        jobs += [_Job(*job[:2], True) for job in jobs if job.method in ONE_VECTOR_A_SOURCE]
+    if model is not None:
+        embeddings = workspace.table("embeddings").files({"model": model.id})
+        embeddings = [file for file in embeddings if not periods or file.key["period"] in periods]
+        if embeddings:
+            jobs.append(_Job(f"model {model.id}", config.train.seed, False, tuple(embeddings)))
+    return jobs
 
 
-def _in(periods: Sequence[str]) -> str:
-    return f"in {', '.join(periods)}" if periods else "in this workspace"
+def _rate(
+    workspace: Workspace, config: RunConfig, job: _Job, files: list[File], known: Scanners | None
+) -> Rated:
+    table = workspace.table("sequences")
+    tables = [
+        relabelled(table.read_files([file for file in files if file.key["period"] == period]), known)
+        for period in sorted({file.key["period"] for file in files})
+    ]
+    if job.embeddings:
+        sequences = pa.concat_tables(tables)
+        found = _embedded(workspace, job.embeddings, sequences)
+        rated = compare.rated(sequences, found, config.split, config.evaluate)
+        return {"method": job.method, "seed": job.seed, **rated}
+    rated = compare.rate(job.method, tables, job.seed, config, transductive=job.transductive)
+    return {**rated, "memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}
 
 
-def _path(config: RunConfig, job: Job) -> str:
-    return run_file(config, f"compare/{job[0]}-{job[1]}.json")
+def _path(config: RunConfig, job: _Job) -> str:
+    return run_file(config, f"compare/{job.name.replace(' ', '-')}.json")
 
 
-def _made_from(config: RunConfig, job: Job, sequences: list[File], embeddings: list[File]) -> str:
-    made_of = sequences + (embeddings if job[0] == OURS else [])
-    settings = digest(config.split, config.evaluate, job[0], job[1])
-    return f"{fingerprint(settings, sorted(file.path for file in made_of)):x}"
+def _made_from(config: RunConfig, job: _Job, sequences: list[File], asked: str) -> str:
+    settings = digest(compare.VERSION, config.split, config.evaluate, asked, job.name)
+    if job.method == own.NAME:
+        settings = digest(settings, config.model, config.train)
+    made_of = sorted(file.path for file in (*sequences, *job.embeddings))
+    return f"{fingerprint(settings, made_of):x}"
 
 
-def _ours(workspace: Workspace, embeddings: list[File], sequences: pa.Table) -> Embedded:
-    """The model's vectors in the order of the sequences; those that are not embedded are not covered."""
-    table = workspace.table("embeddings").read_files(embeddings, ("sequence_id", "vector"))
-    ids, wanted = table["sequence_id"].to_numpy(), sequences["sequence_id"].to_numpy()
-    vectors, order = vectors_of(table), np.argsort(ids)
-    place = order[np.minimum(np.searchsorted(ids, wanted, sorter=order), len(ids) - 1)]
-    covered = ids[place] == wanted
-    found = np.where(covered[:, None], vectors[place], np.float32(0))
-    return Embedded(found, covered, np.zeros_like(covered))
+def _embedded(workspace: Workspace, embeddings: Sequence[File], sequences: pa.Table) -> Embedded:
+    """A model's vectors in the order of the sequences; those that are not embedded are not covered."""
+    table = workspace.table("embeddings").read_files(list(embeddings), ("sequence_id", "vector"))
+    vectors, ids = vectors_of(table), table["sequence_id"].to_numpy()
+    order = np.argsort(ids)
+    place = positions(ids[order], sequences["sequence_id"].to_numpy())
+    found = np.zeros((len(place), vectors.shape[1]), np.float32)
+    known = place != ABSENT
+    found[known] = vectors[order[place[known]]]
+    return Embedded.of(found)

@@ -118,10 +118,11 @@ class _Embedder:
         inputs = self.encoder.config.inputs
         table = self.workspace.table("sequences").read_files(unit.files, columns_for(inputs))
         vectors = embed(self.encoder, Sequences.from_table(table, inputs), self.batch_tokens, self.device)
-        return self.workspace.table("embeddings").write(_as_table(table, vectors), unit.key)
+        return self.workspace.table("embeddings").write(as_table(table, vectors), unit.key)
 
 
-def _as_table(sequences: pa.Table, vectors: np.ndarray[Any, Any]) -> pa.Table:
+def as_table(sequences: pa.Table, vectors: np.ndarray[Any, Any]) -> pa.Table:
+    """Rows of the embeddings table: float32 (N, d) for N sequences."""
     offsets = np.arange(len(vectors) + 1, dtype=np.int64) * vectors.shape[1]
     if offsets[-1] >= 2**31:
         raise ModelError("more than 2^31 numbers in one bucket's embeddings; raise ingest.n_buckets")

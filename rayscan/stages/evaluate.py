@@ -26,6 +26,7 @@ from rayscan.evaluation.splits import (
     part_of,
 )
 from rayscan.evaluation.table import as_text
+from rayscan.methods.method import ONE_VECTOR_A_SOURCE
 from rayscan.planning import Model, config_hash, model_id, run_file, training_files
 from rayscan.progress import say, track
 from rayscan.stages.cluster import find_threshold
@@ -55,6 +56,9 @@ def run(workspace: Workspace, config: RunConfig, model: Model, made_from: str) -
     for part, sample in samples.items():
         found = evaluation["parts"][PART_NAMES[part]]
         found["available"] = {"sequences": sample.available, "sources": sample.available_sources}
+        found["covered"] = sample.covered
+    if model.method in ONE_VECTOR_A_SOURCE:
+        _without_credit(evaluation, model.method)
     result = {
         "made_from": made_from,
         "run": config.run,
@@ -82,6 +86,15 @@ def in_tasks(task: Callable[[Any, Any], Any], items: Sequence[Any], shared: Any)
     else:
         for _, result in run_tasks(task, items, ordered=True, shared=shared):
             yield result
+
+
+def _without_credit(evaluation: dict[str, Any], method: str) -> None:
+    """Take out how alike sequences of one source are, where they are so by construction."""
+    why = f"{method} has one vector for all sequences of a source"
+    for name, part in {**evaluation["parts"], **evaluation["groups"]}.items():
+        if part is not None and part["methods"].pop("model", None) is not None:
+            part |= {"histograms": None, "calibration": None}
+            evaluation["not_computed"].append({"what": f"{name} / model by source", "why": why})
 
 
 def _curve(config: RunConfig, validation: Sample, found: dict[str, Any] | None) -> Calibration | None:

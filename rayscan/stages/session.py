@@ -130,6 +130,7 @@ def run_tasks(
     ordered: bool = False,
     shared: Any = None,
     failed: Callable[[T, RayscanError], R] | None = None,
+    fresh: bool = False,
 ) -> Iterator[tuple[T, R]]:
     """Run `function(item)` for every item as a Ray task and yield (item, result).
 
@@ -137,13 +138,15 @@ def run_tasks(
     finish, or with `ordered` in the order of the items. No more tasks are in flight than keep the CPUs busy,
     so neither a long list nor slow commits fill the memory. A lost worker's task runs again (up to three
     times), then TaskDied is raised. A RayscanError in a task is raised here as itself. With `failed`, what
-    that makes of the item and either error is the result instead.
+    that makes of the item and either error is the result instead. With `fresh` no process does two items.
     """
     options: dict[str, Any] = {"num_cpus": cpus, "max_retries": _RETRIES, "name": _name(function)}
     if gpus:
         options["num_gpus"] = gpus
     if memory_mb:
         options["memory"] = memory_mb * 2**20
+    if fresh:
+        options["max_calls"] = 1
 
     def work(*parts: Any) -> R:  # Ray takes functions only, not partial() and the like
         return function(*parts)

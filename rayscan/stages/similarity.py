@@ -18,11 +18,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rayscan.captures.scanners import Scanners
-from rayscan.config import EvaluateConfig, RunConfig, SplitConfig
+from rayscan.config import EvaluateConfig, RunConfig
 from rayscan.errors import DataError
 from rayscan.evaluation.parts import sample_rows
 from rayscan.evaluation.splits import part_of
-from rayscan.planning import Model
+from rayscan.planning import ENCODER, Model
 from rayscan.progress import track
 from rayscan.stages.lists import relabelled
 from rayscan.stages.session import run_tasks
@@ -39,12 +39,14 @@ class Sample:
     vectors            float32 (N, d)
     available          sequences of the part before sampling
     available_sources  and their sources
+    covered            sequences of the part that have a vector; a method may not know all
     """
 
     sequences: pa.Table
     vectors: NDArray[np.float32]
     available: int
     available_sources: int
+    covered: int
 
 
 Choose = Callable[[pa.Table], tuple[pa.Table, NDArray[np.int64]]]
@@ -55,7 +57,7 @@ bucket and part, then of what was kept of all buckets together."""
 @dataclass(frozen=True)
 class _Bucket:
     sequences: tuple[File, ...]
-    embeddings: tuple[File, ...]  # of the same keys, in the same order
+    embeddings: tuple[File, ...]  # of the same keys, in the same order; without those that have no vector
 
 
 def sample_parts(
@@ -72,11 +74,10 @@ def sample_parts(
     another sample than that of `EvaluateConfig`.
     """
     buckets = _buckets(workspace, model)
-    split = config.split
     chosen = choose or partial(_sampled, config.evaluate)
 
     def work(bucket: _Bucket, known: Scanners | None = None) -> dict[int, Sample]:
-        return _sample_bucket(workspace, bucket, parts, split, chosen, known)
+        return _sample_bucket(workspace, config, model, bucket, parts, chosen, known)
 
     found: dict[int, list[Sample]] = {part: [] for part in parts}
     with track("sample", len(buckets), "buckets") as advance:
@@ -93,39 +94,46 @@ def _buckets(workspace: Workspace, model: Model) -> list[_Bucket]:
         embeddings[file.key["period"], file.key["bucket"]] = file
     groups: dict[str, list[File]] = defaultdict(list)
     for file in workspace.table("sequences").files():
-        if (file.key["period"], file.key["bucket"]) in embeddings:
+        if (file.key["period"], file.key["bucket"]) in embeddings or model.method != ENCODER:
             groups[file.key["bucket"]].append(file)
-    if not groups:
+    if not embeddings:
         raise DataError("no sequence is embedded yet; run `rayscan embed` first")
+    keys = {bucket: [(f.key["period"], f.key["bucket"]) for f in files] for bucket, files in groups.items()}
     return [
-        _Bucket(tuple(files), tuple(embeddings[f.key["period"], f.key["bucket"]] for f in files))
-        for files in groups.values()
+        _Bucket(tuple(files), tuple(embeddings[key] for key in keys[bucket] if key in embeddings))
+        for bucket, files in groups.items()
     ]
 
 
 def _sample_bucket(
     workspace: Workspace,
+    config: RunConfig,
+    model: Model,
     bucket: _Bucket,
     parts: Sequence[int],
-    split: SplitConfig,
     choose: Choose,
     known: Scanners | None,
 ) -> dict[int, Sample]:
     table = relabelled(workspace.table("sequences").read_files(bucket.sequences, _COLUMNS), known)
     embedded = workspace.table("embeddings").read_files(bucket.embeddings, ("sequence_id", "vector"))
-    if not np.array_equal(embedded["sequence_id"].to_numpy(), table["sequence_id"].to_numpy()):
+    ids = table["sequence_id"].to_numpy()
+    has = np.isin(ids, embedded["sequence_id"].to_numpy())
+    of_all = has.all() or model.method != ENCODER
+    if not (of_all and np.array_equal(embedded["sequence_id"].to_numpy(), ids[has])):
         raise DataError(
             f"embeddings of bucket {bucket.sequences[0].key['bucket']} do not belong to its sequences; "
             "run `rayscan embed` again"
         )
     src, index, sequences = (table[name].to_numpy() for name in ("src", "index", "sequences"))
-    of_part = part_of(src, index, sequences, split)
+    of_part = part_of(src, index, sequences, config.split)
+    place = np.cumsum(has) - 1  # of a sequence's vector
     samples = {}
     for part in parts:
-        rows = np.flatnonzero(of_part == part)
+        available = src[of_part == part]
+        rows = np.flatnonzero((of_part == part) & has)
         drawn, taken = choose(table.take(rows))
-        found = vectors_of(embedded.take(rows[taken]))
-        samples[part] = Sample(drawn.take(taken), found, len(rows), len(np.unique(src[rows])))
+        found = vectors_of(embedded.take(place[rows[taken]]))
+        samples[part] = Sample(drawn.take(taken), found, len(available), len(np.unique(available)), len(rows))
     return samples
 
 
@@ -148,6 +156,7 @@ def _join(samples: list[Sample], choose: Choose) -> Sample:
         vectors[order],
         sum(sample.available for sample in samples),
         sum(sample.available_sources for sample in samples),
+        sum(sample.covered for sample in samples),
     )
 
 

@@ -474,7 +474,9 @@ def _store(job: _Job, result: FitResult, curve: list[Metrics], drift: dict[str, 
     artefact.save(
         lambda name, data: job.workspace.write_bytes(f"{folder}/{name}", data),
         result.encoder,
-        _card(job, metrics),
+        model_card(
+            job.workspace, job.config, job.name, job.files, metrics, job.config.train.model_dump(mode="json")
+        ),
     )
 
 
@@ -489,28 +491,36 @@ def curve_table(curve: list[Metrics]) -> pa.Table:
     )
 
 
-def _card(job: _Job, metrics: dict[str, float]) -> artefact.Card:
-    span = job.workspace.table("sequences").read_files(job.files, ("start", "end"))
-    flows = job.workspace.table("flows").read(columns=("sensor",))
+def model_card(
+    workspace: Workspace,
+    config: RunConfig,
+    name: str,
+    files: list[File],
+    metrics: dict[str, float],
+    training: dict[str, Any],
+) -> artefact.Card:
+    """What there is to say of a model that has learnt from these sequence files, with these settings."""
+    span = workspace.table("sequences").read_files(files, ("start", "end"))
+    flows = workspace.table("flows").read(columns=("sensor",))
     sensors = [s for s in pc.unique(flows["sensor"]).to_pylist() if s]
     hidden = ("Addresses are pseudonyms: the model fits flows made with the same key alone.",)
     return artefact.Card(
-        name=job.name,
+        name=name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         data_from=pc.min(span["start"]).as_py().isoformat(),
         data_to=pc.max(span["end"]).as_py().isoformat(),
-        prefixes=tuple(map(str, job.config.captures.telescope)) or _prefixes(job.workspace, job.files),
+        prefixes=tuple(map(str, config.captures.telescope)) or _prefixes(workspace, files),
         sensors=tuple(sorted(sensors)),
-        sequence_length=job.config.sequences.length,
-        min_length=job.config.sequences.min_length,
+        sequence_length=config.sequences.length,
+        min_length=config.sequences.min_length,
         training={
-            **job.config.train.model_dump(mode="json"),
-            "split": job.config.split.model_dump(mode="json"),
+            **training,
+            "split": config.split.model_dump(mode="json"),
             "sequences": span.num_rows,
-            "data_version": planning.data_version(job.files),
+            "data_version": planning.data_version(files),
         },
         metrics=metrics,
-        limits=() if job.workspace.addresses == "raw" else hidden,
+        limits=() if workspace.addresses == "raw" else hidden,
     )
 
 
