@@ -368,7 +368,9 @@ def test_a_workspace_of_a_newer_version_is_refused(storage: str) -> None:
     workspace = Workspace.open(storage, IngestConfig())
     facts = {**(workspace.facts() or {}), "schema_version": schema.VERSION + 1, "created_by": "rayscan 9.0"}
     workspace.write_json("workspace.json", facts)
-    with pytest.raises(WorkspaceError, match=r"written by rayscan 9\.0 with tables of version 2.*Upgrade"):
+    with pytest.raises(
+        WorkspaceError, match=rf"rayscan 9\.0 with tables of version {schema.VERSION + 1}.*Upgrade"
+    ):
         Workspace.open(storage)
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -198,9 +199,11 @@ class _Run:
         forward: nn.Module = encoder
         if sampler.world > 1:
             # Buffers are constant; gradients are all there in every step.
-            forward = nn.parallel.DistributedDataParallel(
-                encoder, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
+            with warnings.catch_warnings():  # the argument has another name since torch 2.13 only
+                warnings.filterwarnings("ignore", ".*broadcast_buffers", FutureWarning)
+                forward = nn.parallel.DistributedDataParallel(
+                    encoder, broadcast_buffers=False, gradient_as_bucket_view=True
+                )
         run = cls(train, settings, device, sampler.rank, encoder, forward, optimizer)
         if state is not None:
             run.restore(state)
