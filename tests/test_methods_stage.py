@@ -173,6 +173,8 @@ def test_one_table_of_all_that_was_asked_for(workspace: Path) -> None:
     rayscan(*words, "--set", "evaluate.bootstrap=21")
     changed = {file.name for file in files if file.stat().st_mtime_ns != written[file]}
     assert changed == {"port-share-0.json", "ip2vec-0.json"}
+    wrong = rayscan(*words, "--period", "1999-01")
+    assert wrong.exit_code == 1 and "there are no sequences of 1999-01" in wrong.stderr
 
 
 def test_graphs_day_by_day(workspace: Path) -> None:

@@ -135,22 +135,6 @@ def test_dry_run_changes_nothing(finished: Path, captures: Path) -> None:
     assert run(finished, captures)[0] == 4
 
 
-def test_methods_are_compared_once(finished: Path, captures: Path) -> None:
-    def compare(*more: str) -> Result:
-        words = ["compare", *arguments(finished, captures), "--methods", "port-share", "--seeds", "2"]
-        return rayscan(*words, *more)
-
-    table = json.loads(compare("--json").stdout)["table"]
-    assert {row["method"]: row["seeds"] for row in table} == {"rayscan": 1, "port-share": 2}
-    assert all(row["coverage"] == 1 and row["sources AUROC"] > 0.4 for row in table)
-    times = {file: file.stat().st_mtime_ns for file in (finished / "runs/main/compare").glob("*.json")}
-    assert len(times) == 3
-    assert "port-share" in compare().stdout
-    assert {file: file.stat().st_mtime_ns for file in times} == times
-    wrong = compare("--period", "1999-01")
-    assert wrong.exit_code == 1 and "no sequences in 1999-01" in wrong.stderr
-
-
 @pytest.fixture
 def copy(finished: Path, tmp_path: Path) -> Path:
     """A finished workspace of one's own; tables do not know where they lie."""
