@@ -58,7 +58,7 @@ Method = Literal[
     "ip2vec",
 ]
 Unsure = Literal["dst", "ttl", "size", "tcp_flags", "src_port", "icmp_code"]  # not in every capture
-Input = Literal["dst_port", "proto", "gap"] | Unsure
+Input = Literal["dst_port", "proto", "gap", Unsure]
 
 
 def _how(default: Any, description: str, **constraints: Any) -> Any:
