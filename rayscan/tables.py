@@ -327,14 +327,19 @@ class Table:
         with storage_errors(f"write {self.url(path)}"):
             if isinstance(fs, pafs.LocalFileSystem):
                 _make_folder(Path(f"{root}/{path}").parent)
-            pq.write_table(
-                data,
-                f"{root}/{path}",
-                filesystem=fs,
-                compression="zstd",
-                row_group_size=_ROW_GROUP,
-                metadata_collector=collected,
-            )
+            try:
+                pq.write_table(
+                    data,
+                    f"{root}/{path}",
+                    filesystem=fs,
+                    compression="zstd",
+                    row_group_size=_ROW_GROUP,
+                    metadata_collector=collected,
+                )
+            except RuntimeError as error:  # of asking for metadata after a write that failed
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
             size = fs.get_file_info(f"{root}/{path}").size
         return File(path, partition, data.num_rows, size, _stats(data.num_rows, collected[0]))
 

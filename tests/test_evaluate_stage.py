@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 from rayscan.cli import main
 from rayscan.evaluation.blockwise import compare
 from rayscan.evaluation.pairs import centres, same_sums
+from rayscan.evaluation.tiles import in_threads
 from rayscan.methods.floors import random_unit
 from rayscan.simulate import simulate_to
 from rayscan.stages.evaluate import in_tasks
@@ -30,7 +31,7 @@ def test_tasks_find_what_threads_find(ray_session: None) -> None:
     rng = np.random.default_rng(0)
     vectors, groups, sources = random_unit(4500, 16, 0), rng.integers(0, 90, 4500), rng.integers(0, 500, 4500)
     options = {"exclude": sources, "nearest": True, "k": 3, "block": 1024}
-    here, there = (compare(vectors, groups, **options, map=way) for way in (compare_here, in_tasks))
+    here, there = (compare(vectors, groups, **options, map=way) for way in (in_threads, in_tasks))
     for a, b in (
         (here.counts, there.counts),
         (here.nearest, there.nearest),
@@ -45,10 +46,6 @@ def test_tasks_find_what_threads_find(ray_session: None) -> None:
         strict=True,
     ):
         np.testing.assert_array_equal(x, y)
-
-
-def compare_here(task, items, shared):
-    return [task(item, shared) for item in items]
 
 
 @pytest.fixture(scope="module")

@@ -228,7 +228,7 @@ def test_drift_trains_on_and_switching_goes_back(site: Site) -> None:
     (old,) = (path.name for path in (site.workspace / "models").iterdir())
     card = site.workspace / "models" / old / "card.json"
     facts = json.loads(card.read_text())
-    card.write_text(json.dumps({**facts, "metrics": {**facts["metrics"], "separation": 1.0}}))
+    card.write_text(json.dumps({**facts, "metrics": {**facts["metrics"], "separation": 1.5}}))
     shutil.copy(site.captures.parent / "2024-02-b.parquet", site.captures)
     code, stages = site.reprocess("--since", "2024-02-01", "--set", "reprocess.on_drift=train")
     assert code == 0
@@ -236,7 +236,7 @@ def test_drift_trains_on_and_switching_goes_back(site: Site) -> None:
     new = stages["drift"]["model"]
     assert stages["embed"]["units"] == 4 and stages["cluster"]["periods"] == 2  # January too
     found = json.loads((site.workspace / "runs/main/changes.json").read_text())
-    assert (found["model"], found["drift"]["model"], found["drift"]["then"]) == (new, old, 1.0)
+    assert (found["model"], found["drift"]["model"], found["drift"]["then"]) == (new, old, 1.5)
     assert json.loads((site.workspace / "models" / new / "drift.json").read_text())["start"] == old
     assert site.reprocess()[0] == 4
     clusters = site.table("clusters").sort("period", "sequence_id")

@@ -46,6 +46,7 @@ from rayscan.clustering.objective import (
     cluster_sums,
 )
 from rayscan.clustering.partition import Partition
+from rayscan.clustering.products import one_thread
 from rayscan.clustering.splitting import LIFTS, tighter_parts
 
 HEAVY_CLUSTERS = 4096
@@ -95,6 +96,7 @@ def solve_block(vectors: Floats, threshold: float, seed: int = 0) -> tuple[I64, 
     return _solve_block(vectors, check_threshold(threshold), seed, thorough=False)
 
 
+@one_thread
 def _solve_block(vectors: Floats, threshold: float, seed: int, thorough: bool) -> tuple[I64, F64, F64]:
     points = check_embeddings(vectors)
     order = content_order(points, seed)
@@ -105,6 +107,7 @@ def _solve_block(vectors: Floats, threshold: float, seed: int, thorough: bool) -
     return labels, clusters.sums, clusters.sizes
 
 
+@one_thread
 def weights(vectors: Floats, labels: I64, clusters: Clusters, threshold: float) -> tuple[F64, F64]:
     """Weight of each point to the rest of its own cluster and to the best other one, float64 (B,) both.
 
@@ -124,6 +127,7 @@ def _weight(points: F32, labels: I64, clusters: Clusters, threshold: float) -> F
     return products - threshold * clusters.sizes[labels]
 
 
+@one_thread
 def solve_blocked(
     load_block: Load,
     n_blocks: int,
@@ -290,6 +294,7 @@ def _drop_empty(run: _Run) -> None:
     run.changed = run.changed[held]
 
 
+@one_thread
 def _rows_task(
     load_block: Load, most: int, item: tuple[int, I64, F32 | None], scorer: Scorer
 ) -> tuple[_Movers, F32 | None]:
@@ -306,6 +311,7 @@ def _strongest(nodes: I64, targets: I64, gains: Floats, most: int) -> tuple[I64,
     return nodes[keep], targets[keep]
 
 
+@one_thread
 def _parts_task(
     load_block: Load, threshold: float, most: int, item: tuple[int, I64, F32 | None], scorer: Scorer
 ) -> tuple[_Movers, F32 | None]:

@@ -29,6 +29,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
 from rayscan.clustering.objective import F64, I64, check_sums, check_threshold
+from rayscan.clustering.products import one_thread
 from rayscan.errors import DataError
 
 Event = Literal["born", "continued", "split", "merged", "gone"]
@@ -72,6 +73,7 @@ class Step:
     ended: list[Ended]
 
 
+@one_thread
 def follow(
     before: Campaigns,
     period: str,

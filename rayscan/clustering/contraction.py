@@ -17,7 +17,6 @@ import numpy as np
 from numba import njit
 
 from rayscan.clustering.objective import F32, F64, I64, Floats
-from rayscan.clustering.products import inner
 
 _EXACT_MAX = {"nnan", "nsz"}  # lets the compiler use vector instructions for a maximum, and nothing else
 
@@ -26,7 +25,7 @@ def weight_matrix(sums: Floats, sizes: F64, threshold: float) -> F32:
     """Joint weight of every two nodes, float32 (M, M), and 0 on the diagonal."""
     left = np.concatenate([sums, sizes[:, None]], axis=1, dtype=np.float32)
     right = np.concatenate([sums, -threshold * sizes[:, None]], axis=1, dtype=np.float32)
-    weights = inner(left, right)
+    weights = left @ right.T
     np.fill_diagonal(weights, 0)
     return weights
 

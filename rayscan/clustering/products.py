@@ -12,18 +12,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import partial
-from typing import Any
+from functools import partial, wraps
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from rayscan.clustering.objective import F32, I64
 
 NEVER = np.float32(-1e30)
-
-DEPTH = 257
-"""Dimensions multiplied at a time on the CPU, 256 and one for the threshold. OpenBLAS may cut longer sums
-into parts that differ with the number of its threads, and so does the rounding."""
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _CPU_TILE, _TORCH_TILE = (1024, 1024), (16_384, 8192)
 _DEVICE: ContextVar[str | None] = ContextVar("products", default=None)
@@ -58,13 +57,19 @@ def tile() -> tuple[int, int]:
     return _CPU_TILE if _DEVICE.get() is None else _TORCH_TILE
 
 
-def inner(left: F32, right: F32, out: F32 | None = None) -> F32:
-    """left @ right.T, float32 (M, K), on the CPU: the same bits for any number of BLAS threads."""
-    found: F32 = np.matmul(left[:, :DEPTH], right[:, :DEPTH].T, out=out)
-    for start in range(DEPTH, left.shape[1], DEPTH):
-        part = slice(start, start + DEPTH)
-        found += left[:, part] @ right[:, part].T
-    return found
+def one_thread(work: Callable[P, T]) -> Callable[P, T]:
+    """`work` with a BLAS of one thread, so that it gives the same bits on any number of cores.
+
+    OpenBLAS rounds by how many threads share a product, on some processors whatever its size. More cores are
+    for tasks, of which each has a thread anyway.
+    """
+
+    @wraps(work)
+    def limited(*args: P.args, **kwargs: P.kwargs) -> T:
+        with threadpool_limits(1, user_api="blas"):
+            return work(*args, **kwargs)
+
+    return limited
 
 
 def products(matrix: F32) -> Tops:
@@ -81,7 +86,7 @@ def _numpy_tops(
     matrix: F32, buffer: F32, left: F32, start: int, stop: int, rows: I64, own: I64
 ) -> tuple[F32, I64]:
     scores = buffer[: len(left) * (stop - start)].reshape(len(left), stop - start)
-    inner(left, matrix[start:stop], scores)
+    np.matmul(left, matrix[start:stop].T, out=scores)
     scores[rows, own] = NEVER
     top = scores.argmax(axis=1)
     return scores[np.arange(len(left)), top], top

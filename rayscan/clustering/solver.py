@@ -9,9 +9,9 @@ ten-thousandth; and up to SMALL distinct rows greedy additive edge contraction (
 the starts, so that the result is not below it.
 
 Equal data and seed give equal labels. Chance enters through seeded generators only, every move is decided in
-float64 from the sums, and products that only propose are cut into tiles by the data alone, no deeper than
-what OpenBLAS adds up in one piece whatever the number of its threads (`products.inner`). Another BLAS or
-processor may round proposals otherwise and find another local optimum.
+float64 from the sums, and products that only propose are cut into tiles by the data alone and formed by one
+thread (`products.one_thread`). Another BLAS or processor may round proposals otherwise and find another local
+optimum.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from rayscan.clustering.objective import (
     objective,
 )
 from rayscan.clustering.partition import Partition
+from rayscan.clustering.products import one_thread
 from rayscan.clustering.splitting import refine
 from rayscan.errors import DataError
 
@@ -46,6 +47,7 @@ THOROUGH_EVERY = 3
 """In a sweep of more than SMALL nodes, thresholds from one solution with several starts to the next."""
 
 
+@one_thread
 def solve(
     embeddings: ArrayLike,
     threshold: float,
@@ -105,13 +107,21 @@ def sweep(
             yield trivial
             continue
         thorough = labels is None or len(nodes) <= SMALL or i % THOROUGH_EVERY == 0
-        fresh = solve_nodes(nodes, weights, threshold, seed, thorough=thorough)
-        if labels is not None:
-            before = Partition.of(nodes, weights, labels, threshold)
-            before.improve()
-            fresh = _better(before, fresh)
-        labels = fresh.labels
+        labels = _next(nodes, weights, labels, threshold, seed, thorough)
         yield canonical(labels[back])
+
+
+@one_thread
+def _next(
+    nodes: Floats, weights: F64, before: I64 | None, threshold: float, seed: int, thorough: bool
+) -> I64:
+    """Labels of a fresh solution, crossed with those at the threshold before."""
+    fresh = solve_nodes(nodes, weights, threshold, seed, thorough=thorough)
+    if before is None:
+        return fresh.labels
+    moved = Partition.of(nodes, weights, before, threshold)
+    moved.improve()
+    return _better(moved, fresh).labels
 
 
 def _check_nodes(embeddings: ArrayLike, sizes: ArrayLike | None, normalise: bool) -> tuple[Floats, F64]:
