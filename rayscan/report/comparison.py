@@ -9,13 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
-
-from rayscan.report import words
+from rayscan.report.html import rendered
 
 PLOTTED = ("sources AUROC", "sources R@1", "sources F1", "labels AUROC", "labels 5-NN F1", "labels F1")
 _ROW, _LEFT, _WIDTH = 22, 170, 300  # pixels: of a row, before the axis, of the axis
@@ -51,19 +47,10 @@ def comparison_page(rows: Sequence[Row], runs: Sequence[Row], headings: Sequence
     `rows`, `runs` and `headings` are what `methods.compare` has: `as_rows`, the ratings of each method and
     seed, and the names of the figures.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("rayscan.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals["words"] = words
-    style = (resources.files("rayscan.report") / "templates" / "report.css").read_text("utf-8")
     plotted = [name for name in PLOTTED if name in headings]
-    return environment.get_template("comparison.html").render(
+    return rendered(
+        "comparison.html",
         run=run,
-        style=Markup(style),
         rows=rows,
         headings=[name for name in headings if any(row[name] is not None for row in rows)],
         plots=[plot for name in plotted if (plot := _plot(name, rows)).marks],

@@ -15,7 +15,13 @@ from rayscan.report import words
 
 
 def page(template: str, scripts: Iterable[str], **values: Any) -> str:
-    """The template with `values`, which it escapes, the report's style, plotly and these scripts."""
+    """`rendered` with plotly and these scripts, and a policy that lets no others run."""
+    texts = [_plotly(), *(_read(name) for name in scripts)]
+    return rendered(template, scripts=[Markup(text) for text in texts], policy=_policy(texts), **values)
+
+
+def rendered(template: str, **values: Any) -> str:
+    """The template with `values`, which it escapes, and the report's style."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("rayscan.report"),
         autoescape=True,
@@ -24,13 +30,7 @@ def page(template: str, scripts: Iterable[str], **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.globals["words"] = words
-    texts = [_plotly(), *(_read(name) for name in scripts)]
-    return environment.get_template(template).render(
-        style=Markup(_read("report.css")),
-        scripts=[Markup(text) for text in texts],
-        policy=_policy(texts),
-        **values,
-    )
+    return environment.get_template(template).render(style=Markup(_read("report.css")), **values)
 
 
 def _read(name: str) -> str:
