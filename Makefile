@@ -32,7 +32,7 @@ demo: $(READY)
 
 # Two processes: much of a test's time goes by while a Ray starts.
 test: $(READY)
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	$(VENV)/bin/python -m pytest -n 2 --dist worksteal
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

@@ -21,11 +21,12 @@ import pyarrow as pa
 import torch
 import yaml
 
-from benchmarks.quality import sequences_of
+from benchmarks.quality import LENGTH, flows_of
 from rayscan.config import EvaluateConfig, SplitConfig
 from rayscan.evaluation.splits import part_of
 from rayscan.methods import clan, crossmodal
 from rayscan.methods.compare import COLUMNS, rated
+from rayscan.sequences import build
 
 METHODS = {"clan": clan, "crossmodal": crossmodal}
 SPLIT = SplitConfig(seed=7)
@@ -57,7 +58,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    table = sequences_of(arguments.data, dev=True)
+    table, _ = build(flows_of(arguments.data, dev=True), LENGTH, LENGTH)
     for text in arguments.settings:
         changes = yaml.safe_load(f"{{{text.replace('=', ': ')}}}")
         for seed in arguments.seeds:

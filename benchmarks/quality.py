@@ -34,7 +34,7 @@ import torch
 from rayscan import config
 from rayscan.config import ModelConfig, RunConfig, SplitConfig
 from rayscan.evaluation.blockwise import nearest, pair_statistics, retrieval
-from rayscan.evaluation.protocol import sample_rows
+from rayscan.evaluation.parts import sample_rows
 from rayscan.evaluation.tiles import Vectors
 from rayscan.keys import uniform
 from rayscan.methods.floors import port_vectors
@@ -51,21 +51,21 @@ NAMES = {"ts": "ts", "src_ip": "src", "dst_ip": "dst", "dst_port": "dst_port", "
 NAMES |= {"src_port": "src_port"}  # an input on demand
 
 
-def flows_of(name: str) -> pa.Table:
-    """Flows of all sources with enough of them, by source and time."""
+def flows_of(name: str, *, dev: bool) -> pa.Table:
+    """Flows of all sources with enough of them, by source and time; for `dev` without the test sources."""
     file = Path(os.environ["RAYSCAN_DATA"]) / "flows" / f"{name}.parquet"
     there = [name for name in NAMES if name in pq.read_schema(file).names]
     flows = pq.read_table(file, columns=there).rename_columns([NAMES[name] for name in there])
     _, of, flows_of = np.unique(flows["src"].to_numpy(), return_inverse=True, return_counts=True)
     kept = flows.filter(pa.array(flows_of[of] >= FEWEST))
+    if dev:
+        kept = kept.filter(pa.array(uniform(kept["src"].to_numpy(), TEST[0]) >= TEST[1]))
     return kept.take(pa.array(np.lexsort((kept["ts"].to_numpy(), kept["src"].to_numpy()))))
 
 
 def tables_of(name: str, *, dev: bool) -> tuple[pa.Table, dict[str, pa.Table]]:
     """Sequences to train on, and of each part those that are compared."""
-    flows = flows_of(name)
-    if dev:
-        flows = flows.filter(pa.array(uniform(flows["src"].to_numpy(), TEST[0]) >= TEST[1]))
+    flows = flows_of(name, dev=dev)
     src = flows["src"].to_numpy()
     seed, share = DEV if dev else TEST
     unseen = uniform(src, seed) < share

@@ -26,8 +26,8 @@ from rayscan import schema
 from rayscan.clustering.objective import cluster_sums
 from rayscan.evaluation import projection
 from rayscan.report import ReportData, activity, details, render, summarise
+from rayscan.report.data import CAMPAIGNS, NEAR, PERIODS, POINTS
 from rayscan.report.details import nearest
-from rayscan.report.page import CAMPAIGNS, NEAR, PERIODS, POINTS
 from rayscan.report.summary import usual_port
 from tests.browser.chromium import Chromium, find_chromium
 

@@ -21,8 +21,9 @@ import numpy as np
 import pyarrow as pa
 
 from rayscan.config import EvaluateConfig
-from rayscan.evaluation import intervals, tiles
+from rayscan.evaluation import tiles
 from rayscan.evaluation.blockwise import compare, pair_statistics
+from rayscan.evaluation.intervals import Resamples
 from rayscan.evaluation.parts import PartData, by_label, by_source
 from rayscan.evaluation.protocol import evaluate
 from rayscan.methods.floors import port_vectors
@@ -41,7 +42,7 @@ def main() -> None:
     source = np.unique(rng.integers(0, n // 10, n), return_inverse=True)[1]
     vectors = around_centres(source, args.dimensions, rng)
     label = source % 50
-    weights = intervals.resamples(int(source.max()) + 1, EvaluateConfig().bootstrap, 0)
+    weights = Resamples(int(source.max()) + 1, EvaluateConfig().bootstrap, 0)
     out = np.zeros((PIECE, PIECE), np.float32)
     tasks: dict[str, Task] = {
         "matrix product": lambda: product(vectors, out),

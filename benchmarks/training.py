@@ -4,13 +4,15 @@ Both train the published architecture (preset `paper`) on the same simulated seq
 give equal vectors is checked before anything is timed. Loading is included on both sides, cutting sequences
 is not. The plain loop does what the published one does: a dictionary of tensors for each sample, padding by a
 collate function, two forward passes per step, attention spelled out, masks built anew, the optimiser's
-defaults, the loss read back in every step. It was written for this comparison and is leaner than a loop that
-also reads files, so the ratio is a lower bound.
+defaults, float32, the loss read back in every step. It was written for this comparison and is leaner than a
+loop that also reads files, so the ratio is a lower bound.
 
-    python -m benchmarks.training [--rounds 4] [--threads 2]
+    python -m benchmarks.training [--rounds 4] [--threads 2] [--precision auto float32]
+    python -m benchmarks.training --device cuda --shapes 512x128x40
 
-The two sides alternate in short blocks, so that other load on the machine hits both; the ratio is that of
-the medians.
+The sides alternate in short blocks, so that other load on the machine hits both; the ratio is that of
+the medians. Model TFLOP/s count the matrix products that the architecture asks for, three times those of a
+forward pass; over the peak of the device they are its utilisation.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -28,14 +30,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from rayscan.config import SplitConfig, TrainConfig, load
+from rayscan.config import Precision, SplitConfig, TrainConfig, load
 from rayscan.model.encoder import Encoder, sinusoids
 from rayscan.model.features import Sequences, collate
 from rayscan.model.fit import fit
 from rayscan.model.sampling import PairSampler
 
 PAPER = load("paper", env={}).model
-SHAPES = ((128, 16, 12), (64, 128, 5))  # sources in a batch, flows in a sequence, steps in a block
+SHAPES = ("128x16x12", "64x128x5")  # sources in a batch, flows in a sequence, steps in a block
 
 
 def simulated(sources: int, per_source: int, lengths: np.ndarray, seed: int = 0) -> Sequences:
@@ -139,7 +141,8 @@ class PlainEncoder(nn.Module):
         length = x.shape[1]
         x = x + self.position[:length]
         blocked = (
-            torch.triu(torch.ones(length, length, dtype=torch.bool), diagonal=1) | ~real[:, None, None, :]
+            torch.triu(torch.ones(length, length, dtype=torch.bool, device=x.device), diagonal=1)
+            | ~real[:, None, None, :]
         )
         for layer in self.layers:
             x = layer(x, blocked)
@@ -175,12 +178,16 @@ def _renamed(name: str) -> str:
 def plain_loss(first: Tensor, second: Tensor, temperature: float) -> Tensor:
     z = torch.cat([first, second])
     n = len(first)
-    similarity = (z @ z.T / temperature).masked_fill(torch.eye(2 * n, dtype=torch.bool), float("-inf"))
-    return F.cross_entropy(similarity, torch.cat([torch.arange(n) + n, torch.arange(n)]))
+    itself = torch.eye(2 * n, dtype=torch.bool, device=z.device)
+    similarity = (z @ z.T / temperature).masked_fill(itself, float("-inf"))
+    return F.cross_entropy(similarity, torch.cat([torch.arange(n) + n, torch.arange(n)]).to(z.device))
 
 
-def plain_steps(encoder: PlainEncoder, sequences: Sequences, sources: int) -> Iterator[float]:
+def plain_steps(
+    encoder: PlainEncoder, sequences: Sequences, sources: int, device: torch.device
+) -> Iterator[float]:
     """The published loop; yields each step's loss."""
+    encoder.to(device)
     samples = samples_of(sequences)
     of_source: dict[int, list[int]] = {}
     for i, source in enumerate(sequences.src.tolist()):
@@ -189,8 +196,8 @@ def plain_steps(encoder: PlainEncoder, sequences: Sequences, sources: int) -> It
     encoder.train()
     while True:
         pairs = [random.sample(of_source[s], 2) for s in random.sample(list(of_source), sources)]
-        first = encoder(collate_samples([samples[i] for i, _ in pairs]))
-        second = encoder(collate_samples([samples[j] for _, j in pairs]))
+        sides = [collate_samples([samples[i] for i in side]) for side in zip(*pairs, strict=True)]
+        first, second = (encoder({name: x.to(device) for name, x in side.items()}) for side in sides)
         loss = plain_loss(first, second, 0.07)
         optimizer.zero_grad()
         loss.backward()
@@ -214,41 +221,59 @@ def check_equal(sequences: Sequences) -> PlainEncoder:
 # ---------------------------------------------------------------------------------------------
 
 
-def measure(sources: int, length: int, steps: int, rounds: int) -> dict[str, float]:
-    """Milliseconds per step of both, medians over alternating blocks."""
-    sequences = simulated(400, 8, np.full(3200, length))
+def step_flops(sources: int, length: int) -> float:
+    """Of the matrix products of a step: forward, and twice that backward."""
+    d, wide, tokens = PAPER.d_model, PAPER.d_ff, 2 * sources * length
+    layer = 4 * d * d + 2 * d * wide + 2 * length * d  # attention has two products of length x d a token
+    per_sequence = 2 * d * d
+    return 3 * 2 * (tokens * (68 * d + PAPER.layers * layer) + 2 * sources * per_sequence)
+
+
+def measure(
+    shape: str, rounds: int, precisions: Sequence[Precision], device: torch.device
+) -> dict[str, float]:
+    """Milliseconds per step, medians over alternating blocks, and their ratios to the plain loop's."""
+    sources, length, steps = map(int, shape.split("x"))
+    sequences = simulated(max(400, 2 * sources), 8, np.full(8 * max(400, 2 * sources), length))
     sequences.columns["gap_us"][sequences.offsets[:-1]] = 0
-    plain = plain_steps(check_equal(sequences), sequences, sources)
+    plain = plain_steps(check_equal(sequences), sequences, sources, device)
     train = TrainConfig(
         steps=steps, batch_sources=sources, schedule="constant", warmup_steps=0, clip_norm=None
     )
+    ours = [train.model_copy(update={"precision": precision}) for precision in precisions]
     split = SplitConfig(test_sources=0, validation_sources=0, unseen_sequences=0)
     sampler = PairSampler([0], lambda _: sequences, split, train)
-    times: dict[str, list[float]] = {"plain": [], "rayscan": []}
+    times: dict[str, list[float]] = {"plain": [], **{precision: [] for precision in precisions}}
     for turn in range(rounds + 1):
-        begin = time.perf_counter()
+        marks = [time.perf_counter()]
         for _ in range(steps):
             next(plain)
-        middle = time.perf_counter()
-        fit(PAPER, train, sampler)
-        end = time.perf_counter()
+        marks.append(time.perf_counter())
+        for settings in ours:
+            fit(PAPER, settings, sampler, device=device)
+            marks.append(time.perf_counter())
         if turn:  # the first turn warms up
-            times["plain"].append(1e3 * (middle - begin) / steps)
-            times["rayscan"].append(1e3 * (end - middle) / steps)
-    plain_ms, ours_ms = (float(np.median(times[name])) for name in ("plain", "rayscan"))
-    return {"plain_ms": plain_ms, "rayscan_ms": ours_ms, "ratio": plain_ms / ours_ms}
+            for name, seconds in zip(times, np.diff(marks), strict=True):
+                times[name].append(1e3 * float(seconds) / steps)
+    ms = {name: float(np.median(each)) for name, each in times.items()}
+    ratios = {f"plain / {name}": ms["plain"] / ms[name] for name in precisions}
+    rates = {f"{name} TFLOP/s": step_flops(sources, length) / x / 1e9 for name, x in ms.items()}
+    return {f"{name} ms": x for name, x in ms.items()} | ratios | rates
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--precision", nargs="+", default=["auto", "float32"])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--shapes", nargs="+", default=SHAPES, help="sources x flows x steps of a block")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    for sources, length, steps in SHAPES:
-        result = measure(sources, length, steps, arguments.rounds)
-        rounded = {name: round(value, 2) for name, value in result.items()}
-        print(json.dumps({"sources": sources, "flows": length, "threads": arguments.threads} | rounded))
+    for shape in arguments.shapes:
+        result = measure(shape, arguments.rounds, arguments.precision, torch.device(arguments.device))
+        rounded = {name: round(value, 3) for name, value in result.items()}
+        print(json.dumps({"shape": shape, "threads": arguments.threads} | rounded), flush=True)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import hashlib
 import ipaddress
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from importlib import resources
@@ -42,6 +43,7 @@ from rayscan.errors import ConfigError
 ENV_PREFIX = "RAYSCAN_"
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # becomes part of a path
 Tracker = Literal["tensorboard", "mlflow", "wandb"]
+Precision = Literal["auto", "float32", "bfloat16"]
 Method = Literal[
     "rayscan",
     "port-share",
@@ -75,14 +77,34 @@ def _since(neutral: Any, description: str, **constraints: Any) -> Any:
 
 
 def _one_or_many(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else value
+    return value if isinstance(value, list | tuple) else (value,)
 
 
 Strings = Annotated[tuple[str, ...], BeforeValidator(_one_or_many)]
+Numbers = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_one_or_many)]
 
 
 def _without_unit(value: Any) -> Any:
     return value.strip().removesuffix("s") if isinstance(value, str) else value
+
+
+_CREDENTIALS = re.compile(r"(?<!file)://([^/]*[@:]|.*\?[^/]*=)")
+"""A user, a password or a port before the path of a URI; a query. A `?` alone may stand in a pattern."""
+
+
+def without_credentials(value: str) -> str:
+    """The path or URI itself. Raises ConfigError, which does not repeat it, where it may hold credentials."""
+    if _CREDENTIALS.search(value):
+        raise ConfigError(
+            f"a {value.partition('://')[0]}:// URI has more before its path than a name, or a query: "
+            "keys and passwords must not stand there, for logs, config.yaml and error messages repeat it. "
+            "Give them in the environment, a profile or the machine's role (docs/storage.md)"
+        )
+    return value
+
+
+Place = Annotated[str, AfterValidator(without_credentials)]
+Places = Annotated[tuple[Place, ...], BeforeValidator(_one_or_many)]
 
 
 def _prefix(value: str) -> str:
@@ -112,7 +134,7 @@ class Section(BaseModel):
 class CapturesConfig(Section):
     """What to read, and how to understand it."""
 
-    paths: Strings = _how(
+    paths: Places = _how(
         (),
         "Files, folders (read recursively) or s3:// prefixes of captures. In a quoted pattern `*`, `?` and "
         "`[...]` match within a name, `**` any folders; a folder that matches is read whole.",
@@ -197,7 +219,7 @@ class IngestConfig(Section):
         "Store source and destination addresses as they are, or as prefix-preserving pseudonyms "
         "(Crypto-PAn) with the key of RAYSCAN_ANONYMISE_KEY or ingest.key_file.",
     )
-    key_file: str | None = _how(
+    key_file: Place | None = _how(
         None, "File with the key of the pseudonyms: 64 hexadecimal digits or 32 bytes. It is never copied."
     )
     batch_rows: int = _how(500_000, "Rows a task holds in memory at a time.", ge=1)
@@ -270,10 +292,11 @@ class ModelConfig(Section):
     attention_scale: Literal["head", "model"] = Field(
         "head", description="Divide logits by sqrt(d_head) or, as the paper's code does, by sqrt(d_model)."
     )
-    encoding: Literal["hashed", "tables"] = Field(
-        "hashed",
-        description="A flow's port and gap as tokens: hashed with the protocol, and waves from microseconds "
-        "to weeks; or, as the paper does, a row for each port and a line.",
+    encoding: Literal["structure", "tables"] = Field(
+        "structure",
+        description="A flow's address, port and gap as tokens: the host part's bits and those that changed "
+        "since the flow before, hashed with the protocol, and waves from microseconds to weeks; or, as the "
+        "paper does, a row for each octet and each port and a line.",
         json_schema_extra={"neutral": "tables"},
     )
     norm: Literal["pre", "post"] = Field(
@@ -321,7 +344,12 @@ class TrainConfig(Section):
     batch_sources: int = Field(
         256, ge=2, description="Sources in the global batch, over all workers; two sequences of each."
     )
-    temperature: float = Field(0.15, gt=0, description="Temperature of NT-Xent.")
+    temperature: Numbers = Field(
+        (0.15, 0.04),
+        min_length=1,
+        description="Temperature of NT-Xent. Of several, the mean of the losses is taken: a low one minds "
+        "the most similar pairs of different sources, a higher one all of them.",
+    )
     negatives: Literal["anchor", "batch"] = Field(
         "batch",
         description="Hold a pair of one source against the pairs of different sources of the whole batch, as "
@@ -343,11 +371,29 @@ class TrainConfig(Section):
     pool_sequences: int = Field(500_000, ge=4, description="Sequences a worker holds in memory to draw from.")
     pool_steps: int = Field(500, ge=1, description="Steps drawn from one pool before it is refreshed.")
     validate_every: int = Field(100, ge=1, description="Steps between validations.")
+    patience: int | None = _since(
+        None,
+        "End training after so many validations without a better separation; null for all steps.",
+        ge=1,
+    )
     workers: int = _how(1, "Training processes. The global batch stays the same.", ge=1)
     threads: int = _how(0, "CPU threads of each worker; 0 shares the cores out.", ge=0)
     checkpoint_every: int = _how(100, "Steps between checkpoints.", ge=1)
     max_failures: int = _how(3, "Restarts from the last checkpoint after a lost worker.", ge=0)
-    device: Literal["auto", "cpu", "cuda"] = _how("auto", "Where to train; auto takes a GPU if there is one.")
+    device: Literal["auto", "cpu", "cuda"] = _how(
+        "auto",
+        "Where to train; auto takes what resources.train_gpus asks for, or of a local Ray a GPU for each "
+        "worker if it has so many.",
+    )
+    precision: Precision = _since(
+        "auto",
+        "Of the encoder's matrix products: auto is bfloat16 on GPUs and processors that multiply it faster "
+        "(AMX), else float32.",
+    )
+    compile: bool = _since(
+        False,
+        "Have torch.compile fuse the encoder's layers; on the CPUs that were measured, training was slower.",
+    )
     method: Method = _since(
         "rayscan",
         "What learns to embed: rayscan's encoder, or a method of others (`--method` sets it; "
@@ -364,7 +410,8 @@ class TrainConfig(Section):
     )
 
 
-_FIXED_IN_SWEEP = {"steps", "periods", "start", "method", "validate_every"}  # budget, data, yardstick
+# Budget, data and yardstick are the same for all trials.
+_FIXED_IN_SWEEP = {"steps", "periods", "start", "method", "validate_every", "patience"}
 
 
 class Dimension(Section):
@@ -448,7 +495,19 @@ class EmbedConfig(Section):
     batch_tokens: int = _how(4096, "Flows in one forward pass, padding included; a GPU takes more.", ge=1)
     workers: int = _how(1, "Actors that hold the model.", ge=1)
     threads: int = _how(0, "CPU threads of each actor; 0 shares the cores out.", ge=0)
-    device: Literal["auto", "cpu", "cuda"] = _how("auto", "Where to embed.")
+    device: Literal["auto", "cpu", "cuda"] = _how(
+        "auto", "Where to embed; auto as in train.device, with resources.embed_gpus."
+    )
+    precision: Precision = _how(
+        "auto",
+        "Of the encoder's matrix products, as train.precision; what is embedded already stays. Similarities "
+        "differ by some 2e-4.",
+    )
+    compile: bool = _how(
+        False,
+        "Have torch.compile fuse the encoder's layers: 1.2 to 1.4 times as fast on a CPU, after a minute in "
+        "each actor, and needs a C++ compiler there.",
+    )
     model: str | None = _since(
         None,
         "Id of a model of the workspace to use (`--model` sets it); else the one these settings train.",
@@ -550,14 +609,18 @@ class ReportConfig(Section):
 
     title: str = Field("rayscan report", description="Heading of the page.")
     show_sources: bool = Field(
-        True, description="Write addresses and networks of sources and destinations into the report."
+        True,
+        description="Write addresses and networks of sources and destinations into the report, and those of "
+        "campaigns to the terminal.",
     )
-    max_clusters: int = Field(5_000, ge=1, description="Largest clusters that get a row, over all periods.")
+    max_clusters: int = Field(  # the map has 16 bits for them
+        5_000, ge=1, le=50_000, description="Largest clusters that get a row, over all periods."
+    )
     max_points: int = Field(50_000, ge=100, description="Sequences shown on the map.")
-    pfx2as: str | None = _since(
+    pfx2as: Place | None = _since(
         None, "File of prefixes and AS numbers (CAIDA's pfx2as): the report then names those of the sources."
     )
-    mmdb: str | None = _since(
+    mmdb: Place | None = _since(
         None,
         "MaxMind database (.mmdb) of countries or AS numbers, on every machine at this path: the report then "
         "names those of the sources. Needs the extra `mmdb`.",
@@ -591,6 +654,12 @@ class ResourcesConfig(Section):
 
     local_cpus: int = _how(0, "Logical CPUs of a local Ray; 0 for the cores, but at least 4.", ge=0)
     object_store_mb: int = _how(512, "Shared memory of a local Ray.", ge=80)
+    in_flight: int = _how(
+        64,
+        "On a cluster: so many tasks of a stage are queued or running at the least. It starts machines for "
+        "tasks that wait: more in flight, more machines at once.",
+        ge=2,
+    )
     ingest_cpus: float = _how(1, "CPUs of one ingest task.", gt=0)
     ingest_memory_mb: int = _how(0, "Memory reserved for one ingest task; 0 reserves none.", ge=0)
     sequence_cpus: float = _how(1, "CPUs of one sequence task.", gt=0)
@@ -793,7 +862,9 @@ def _explain(error: ValidationError) -> str:
     lines = []
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"] if not str(part).startswith("function-"))
-        got = "" if isinstance(item["input"], dict) else f" (got {item['input']!r})"
+        got = f" (got {item['input']!r})"
+        if isinstance(item["input"], dict) or _CREDENTIALS.search(got):
+            got = ""
         lines.append(f"{where or 'config'}: {item['msg'].removeprefix('Value error, ')}{got}")
     return "; ".join(lines)
 

@@ -5,6 +5,7 @@
     ├── FormatError       a capture cannot be read: path, offset, reason
     ├── SchemaError       a table or file lacks a column, or has one of the wrong type
     ├── WorkspaceError    the workspace is missing, unwritable or of a newer version
+    │   └── Gone          a file or an earlier version of a table is not there any more
     ├── CommitConflict    another run has replaced the same key meanwhile
     ├── TaskDied          the process of a task died, time after time
     ├── LeaseHeld         another run is at work on the same things
@@ -53,6 +54,10 @@ class SchemaError(RayscanError):
 
 
 class WorkspaceError(RayscanError):
+    pass
+
+
+class Gone(WorkspaceError):
     pass
 
 

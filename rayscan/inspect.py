@@ -6,16 +6,14 @@ Reads like ingest does, with the same settings, in this process and without a wo
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow.fs as pafs
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from rayscan import terminal
 from rayscan.captures.detect import read_capture, reader_failed
 from rayscan.captures.inspection import Inspection
 from rayscan.captures.outside import Outside
@@ -25,9 +23,9 @@ from rayscan.errors import FormatError, RayscanError, why
 from rayscan.planning import PIPE, CaptureFile
 from rayscan.report import words
 from rayscan.storage import filesystem
+from rayscan.terminal import lines, one_line
 
 TOP = 10
-_WIDTH = 160  # of lines that go into a file
 
 
 @dataclass
@@ -102,17 +100,17 @@ def together(results: list[Inspected]) -> Inspected:
 
 def show(results: list[Inspected]) -> None:
     """Print one capture in full; of several a line each, then all of them together."""
-    console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
+    console = terminal.console()
     if len(results) > 1:
         paths = [result.path for result in results]
         folder = os.path.commonprefix(paths).rpartition("/")[0]  # noqa: RUF071  of URIs, too
-        console.print(f"in {folder}", markup=False)
+        console.print(one_line(f"in {folder}"))
         console.print(_lines(results, f"{folder}/"))
         for result in (result for result in results if result.ended is not None):
-            console.print(f"{result.path.removeprefix(f'{folder}/')}: {_ended(result)}", markup=False)
+            console.print(one_line(f"{result.path.removeprefix(f'{folder}/')}: {_ended(result)}"))
         console.print()
     for one in results if len(results) == 1 else [together(results)]:
-        console.print(one.path, style="bold", markup=False)
+        console.print(one_line(one.path), style="bold")
         console.print(_section(one))
 
 
@@ -127,7 +125,7 @@ def _lines(results: list[Inspected], folder: str) -> Table:
     for result in results:
         found = result.found.facts(TOP)
         table.add_row(
-            escape(result.path.removeprefix(folder)),
+            one_line(result.path.removeprefix(folder)),
             _format(result),
             words.size(result.bytes),
             words.number(found["flows"]) + (" or more" if result.stopped else ""),
@@ -163,7 +161,7 @@ def _section(result: Inspected) -> Table:
         "labels": _counts(found["labels"]),
     }.items():
         if text:
-            table.add_row(name, escape(text))
+            table.add_row(name, lines(text))
     return table
 
 
@@ -222,4 +220,4 @@ def _recorded(found: dict[str, Any]) -> str:
 
 
 def _counts(counts: dict[str, int]) -> str:
-    return ", ".join(f"{name} {words.number(count)}" for name, count in counts.items())
+    return ", ".join(f"{one_line(name)} {words.number(count)}" for name, count in counts.items())

@@ -5,11 +5,12 @@ version that was read, so of two takers one gets CommitConflict; that holds wher
 folder and on object storage alike. The holder renews it from a thread. When its process has died, the next
 taker on the same machine sees that at once; elsewhere the lease runs out.
 
-Clocks decide nothing that could do harm. A holder trusts its own monotonic clock alone: if no renewal went
-through for as long as the lease runs, it holds it no more. A taker compares wall clocks and allows them
-SKEW_S of difference. Should a clock be off by more than that, two processes may work at once; then their
-commits conflict (`tables.py`), as they would without leases, and the later one ends without having changed
-anything. A lease saves work and explains itself; what keeps tables whole are the commits.
+Clocks decide nothing that could do harm. A holder trusts its own clock alone, one that nobody sets and that
+goes on while the machine sleeps: if no renewal went through for as long as the lease runs, one must go
+through before the next commit. A taker compares wall clocks and allows them SKEW_S of difference. Should a
+clock be off by more than that, two processes may work at once; then their commits conflict (`tables.py`), as
+they would without leases, and the later one ends without having changed anything. A lease saves work and
+explains itself; what keeps tables whole are the commits.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ LEASE_S = 600.0
 SKEW_S = 60.0
 """Seconds by which clocks of two machines may differ."""
 _RENEWALS = 4  # tries in the time of a lease
+_GOODBYE_S = 10.0  # that a renewal in progress may take at the end: whoever is told to go must get away
 
 
 @dataclass
@@ -50,12 +52,19 @@ class Lease:
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
     taken: datetime = field(default_factory=lambda: datetime.now(UTC))
     version: int = -1  # of the table, as this holder last knew it
-    until: float = 0.0  # monotonic
+    until: float = 0.0  # by _clock
     lost: str = ""
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)  # renewals come one by one
 
     def check(self) -> None:
-        """Raise CommitConflict if the lease is lost: what follows is somebody else's to do."""
-        if not self.lost and time.monotonic() > self.until:
+        """Raise CommitConflict if the lease is lost: what follows is somebody else's to do.
+
+        One that has run out, because the machine slept or storage was away, is renewed if it can be: that
+        rests on the version that this holder knows, so it goes through only if nobody had it meanwhile.
+        """
+        if not self.lost and _clock() > self.until:
+            self._renew()
+        if not self.lost and _clock() > self.until:
             self.lost = "it could not be renewed in time"
         if self.lost:
             raise CommitConflict(
@@ -75,7 +84,7 @@ class Lease:
             say(f"took over from {row['owner']}, which ended without giving back its lease {self.name}")
 
     def _write(self) -> None:
-        started, now = time.monotonic(), datetime.now(UTC)
+        started, now = _clock(), datetime.now(UTC)
         machine, process = _here()
         row: dict[str, Any] = {
             "token": self.token,
@@ -97,6 +106,13 @@ class Lease:
 
     def _renew(self) -> None:
         """One try; a storage that is away for a moment is tried again, as long as the lease runs."""
+        with self._lock:
+            try:
+                self._write_or_look()
+            except (RayscanError, OSError) as error:
+                say(f"the lease {self.name} could not be renewed yet: {error}")
+
+    def _write_or_look(self) -> None:
         try:
             self._write()
         except CommitConflict:
@@ -104,8 +120,6 @@ class Lease:
             row = _row(self.workspace, self.name, self.version)
             if row is None or row["token"] != self.token:
                 self.lost = "it was given up" if row is None else f"{row['owner']} has taken it over"
-        except (RayscanError, OSError) as error:
-            say(f"the lease {self.name} could not be renewed yet: {error}")
 
     def _keep(self, done: threading.Event) -> None:
         while not done.wait(self.seconds / _RENEWALS) and not self.lost:
@@ -131,8 +145,11 @@ def lease(workspace: Workspace, name: str, seconds: float = LEASE_S) -> Iterator
         yield held
     finally:
         done.set()
-        thread.join()
-        held._give_back()
+        thread.join(_GOODBYE_S)
+        if thread.is_alive():
+            say(f"the lease {name} is left to run out: storage has not answered for {_GOODBYE_S:.0f} s")
+        else:
+            held._give_back()
 
 
 def holders(workspace: Workspace) -> list[dict[str, Any]]:
@@ -144,6 +161,11 @@ def holders(workspace: Workspace) -> list[dict[str, Any]]:
         for row in rows
         if _holds(row, now)
     ]
+
+
+def names(workspace: Workspace) -> list[str]:
+    """Names of all leases that stand in the table, those of the dead too."""
+    return sorted(file.key["name"] for file in workspace.table("leases").files())
 
 
 def end(workspace: Workspace, name: str) -> None:
@@ -165,7 +187,7 @@ def _row(workspace: Workspace, name: str, version: int) -> dict[str, Any] | None
 
 def _holds(row: dict[str, Any], now: datetime) -> bool:
     """Is the holder of this lease at work, as far as can be told from here?"""
-    if row["machine"] == _here()[0] and _process(int(row["process"].split()[0])) != row["process"]:
+    if row["machine"] == _here()[0] and _has_ended(row["process"]):
         return False
     expires: datetime = row["expires"]
     return now <= expires + timedelta(seconds=SKEW_S)
@@ -185,14 +207,33 @@ def _held(workspace: Workspace, name: str, row: dict[str, Any]) -> str:
 def _here() -> tuple[str, str]:
     """This machine, so far as process numbers are unique in it, and this process."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"{boot} {Path('/proc/self/ns/pid').readlink()}", _process(os.getpid())
+    return f"{boot} {Path('/proc/self/ns/pid').readlink()}", _process(os.getpid()) or ""
 
 
-def _process(pid: int) -> str:
-    """Number and start of a process, "" if there is none, or only what a dead one leaves behind."""
+def _has_ended(process: str) -> bool:
+    """Is this process of this machine gone? Not for certain while another user has its number, unseen."""
+    pid = int(process.split()[0])
+    hidden = False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # another user's, which /proc may hide (hidepid)
+        hidden = True
+    found = _process(pid)
+    return not hidden if found is None else found != process
+
+
+def _process(pid: int) -> str | None:
+    """Number and start of a process, "" for what a dead one leaves behind; None where /proc shows none."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
-        return ""
+        return None
     fields = text.rpartition(")")[2].split()
     return "" if fields[0] in "ZX" else f"{pid} {fields[19]}"
+
+
+def _clock() -> float:
+    """Seconds that pass while the machine sleeps, too, and that nobody sets."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -123,8 +122,7 @@ def check_start(workspace: Workspace, config: RunConfig) -> None:
 
 def _place(reference: str) -> Workspace:
     """Files are read the same way inside a workspace and outside."""
-    text = reference if "://" in reference else str(Path(reference).expanduser().absolute())
-    return Workspace(text.rstrip("/"))
+    return Workspace.at(reference)
 
 
 def _facts(place: Workspace, path: str) -> dict[str, Any] | None:

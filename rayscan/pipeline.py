@@ -11,13 +11,13 @@ import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from rayscan import planning
 from rayscan.config import RunConfig, as_yaml
-from rayscan.errors import STOPPED, ConfigError, DataError, LeaseHeld, RayscanError
+from rayscan.errors import STOPPED, CommitConflict, ConfigError, DataError, LeaseHeld, RayscanError
 from rayscan.lease import Lease, lease
 from rayscan.model.search import draw
 from rayscan.models import check_start, named, starting_from
@@ -80,11 +80,23 @@ def leaving_on_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+@contextmanager
+def _last_words() -> Iterator[None]:
+    """For writing how a run ended, on its way out: what goes wrong with that must not hide why it ended."""
+    try:
+        yield
+    except (LeaseHeld, CommitConflict):
+        return  # its run.json is another one's by now
+    except Exception as trouble:
+        say(f"how the run ended does not stand in its run.json: {trouble}")
+
+
 class Run:
     """One pass over the stages with one configuration.
 
     Each stage has a plan and a work: the plan says what is due and changes nothing, the work does it. Before
-    the first work the run takes its lease, and asks again what is due: another run may have done it.
+    the first work the run takes its lease, and asks again what is due: another run may have done it. From
+    then on all stages are about one model, whoever trains or switches meanwhile, unless the run itself does.
     """
 
     def __init__(
@@ -100,6 +112,7 @@ class Run:
         self.info = CommitInfo(self.outcome.run_id, self.outcome.config_hash)
         self._stack = ExitStack()
         self._lease: Lease | None = None
+        self._model_found: Model | None = None
         self._campaigns_before = -1  # version of their table
         self._drift_found: dict[str, Any] | None = None
 
@@ -131,11 +144,7 @@ class Run:
                 for stage in stages:
                     self._step(stage, *steps[stage])
             except BaseException as error:
-                held = isinstance(error, LeaseHeld) and self._lease is None
-                if held or (self._lease is not None and self._lease.lost):
-                    raise  # run.json is the other one's
-                outcome.fail(error)
-                self._write_outcome()
+                self._fail(error)
                 raise
             self._conclude()
         return outcome
@@ -163,13 +172,28 @@ class Run:
         if self._lease is not None:
             self._lease.check()
             return False
-        self._lease = self._stack.enter_context(lease(self.workspace, f"run-{self.config.run}"))
+        self._take_lease()
+        self._model_found = None
         self._campaigns_before = self.workspace.table("campaigns").version()
         self._write_outcome()
         from rayscan.stages.session import session
 
         self._stack.enter_context(session(self.config.resources, self.address))
         return True
+
+    def _take_lease(self) -> None:
+        self._lease = self._stack.enter_context(lease(self.workspace, f"run-{self.config.run}"))
+        self.info = replace(self.info, check=self._lease.check)
+
+    def _fail(self, error: BaseException) -> None:
+        """Say in `run.json` how this run ended, unless another one is at work on it."""
+        if isinstance(error, LeaseHeld) and self._lease is None:
+            return
+        self.outcome.fail(error)
+        with _last_words():
+            if self._lease is None:  # it was a plan that failed
+                self._take_lease()
+            self._write_outcome()
 
     def _conclude(self) -> None:
         stages = self.outcome.stages
@@ -183,11 +207,18 @@ class Run:
         self._write_outcome()
 
     def _write_outcome(self) -> None:
+        """Raises CommitConflict once the lease is lost."""
+        self.info.check()
         self.outcome.finished = "" if self.outcome.status == "running" else _now()
         self.workspace.write_json(run_file(self.config, "run.json"), asdict(self.outcome))
         self.workspace.write_bytes(run_file(self.config, "config.yaml"), as_yaml(self.config).encode())
 
     def _model(self) -> Model:
+        if self._model_found is None:
+            self._model_found = self._find_model()
+        return self._model_found
+
+    def _find_model(self) -> Model:
         model = planning.find_model(self.workspace, self.config)
         if model is None and self.config.embed.model is not None:
             raise DataError(f"{self.workspace.uri} has no model {self.config.embed.model} (embed.model)")
@@ -210,7 +241,13 @@ class Run:
     def _ingest(self, due: list[CaptureFile]) -> dict[str, Any]:
         from rayscan.stages import ingest
 
-        return asdict(ingest.run(self.workspace, self.config, due, self.info))
+        with lease(self.workspace, "ingest") as held:  # of any run: there is one set of books
+
+            def check() -> None:
+                self.info.check()
+                held.check()
+
+            return asdict(ingest.run(self.workspace, self.config, due, replace(self.info, check=check)))
 
     def _why_no_flows(self) -> str:
         rejects = self.workspace.table("rejects").read().to_pylist()
@@ -246,10 +283,13 @@ class Run:
     def _train(self, fresh: bool) -> dict[str, Any]:
         from rayscan.stages import methods, train
 
-        with lease(self.workspace, f"model-{planning.model_id(self.config)}"):  # of any run: one folder
-            if self.config.train.method != planning.ENCODER:
-                return asdict(methods.train(self.workspace, self.config, fresh))
-            return asdict(train.run(self.workspace, self.config, fresh))
+        self._model_found = None
+        name = f"model-{planning.model_id(self.config)}"
+        with lease(self.workspace, name) as held:  # of any run: one folder
+            work = train.run if self.config.train.method == planning.ENCODER else methods.train
+            counts: dict[str, Any] = asdict(work(self.workspace, self.config, fresh))
+            held.check()  # else another one is writing into that folder
+            return counts
 
     def _plan_embed(self) -> list[Unit]:
         self._widen()
@@ -283,7 +323,7 @@ class Run:
 
     def _plan_evaluate(self) -> str | None:
         made_from = planning.evaluation_version(self.workspace, self.config, self._model())
-        path = run_file(self.config, "evaluation.json")
+        path = run_file(self.config, planning.EVALUATION)
         return None if planning.version_of(self.workspace, path) == made_from else made_from
 
     def _evaluate(self, made_from: str) -> dict[str, Any]:
@@ -352,9 +392,12 @@ class Run:
         if planning.stored_model(self.workspace, name) is None:  # else a run was killed before it switched
             from rayscan.stages import train
 
-            with lease(self.workspace, f"model-{name}"):
+            with lease(self.workspace, f"model-{name}") as held:
                 train.run(self.workspace, config, fresh=False)
+                held.check()
+        self.info.check()
         planning.switch_model(self.workspace, self.config, name, f"drift in {', '.join(periods)}")
+        self._model_found = None
         say(f"drift: the model is {name} from now on; `rayscan switch {model.id}` goes back")
         return name
 
@@ -416,25 +459,36 @@ def tune(workspace: Workspace, config: RunConfig, address: str | None = None) ->
     facts = workspace.read_json(f"tuning/{name}/tune.json")
     if facts is not None and facts["status"] == "done":
         return NOTHING_TO_DO, facts
+    outcome = Outcome.of(config)
+    with leaving_on_sigterm(), lease(workspace, f"sweep-{name}") as held:
+
+        def write() -> None:
+            held.check()
+            outcome.finished = "" if outcome.status == "running" else _now()
+            workspace.write_json(f"tuning/{name}/run.json", asdict(outcome))
+
+        write()
+        try:
+            facts = _sweep(workspace, config, name, address)
+        except BaseException as error:
+            outcome.fail(error)
+            with _last_words():
+                write()
+            raise
+        outcome.status, outcome.exit_code, outcome.stages = "done", DONE, {"tune": facts}
+        write()
+    return DONE, facts
+
+
+def _sweep(workspace: Workspace, config: RunConfig, name: str, address: str | None) -> dict[str, Any]:
     draw(config)  # says what is wrong with the settings before Ray starts
     planning.training_files(workspace, config)
     from rayscan.stages.session import session
 
-    outcome = Outcome.of(config)
-    with leaving_on_sigterm(), lease(workspace, f"sweep-{name}"), session(config.resources, address):
+    with session(config.resources, address):
         from rayscan.stages import tune as stage
 
-        try:
-            facts = stage.run(workspace, config, name)
-            outcome.status, outcome.exit_code = "done", DONE
-            outcome.stages["tune"] = facts
-        except BaseException as error:
-            outcome.fail(error)
-            raise
-        finally:
-            outcome.finished = _now()
-            workspace.write_json(f"tuning/{name}/run.json", asdict(outcome))
-    return DONE, facts
+        return stage.run(workspace, config, name)
 
 
 def evaluate_seeds(
@@ -455,7 +509,7 @@ def evaluate_seeds(
             one = config.model_copy(update={"run": name, "train": train})
             run = Run(workspace, one, address)
             run.execute(("train", "embed", "evaluate"))
-            found.append(workspace.read_json(run_file(one, "evaluation.json")) or {})
+            found.append(workspace.read_json(run_file(one, planning.EVALUATION)) or {})
     rows = seeds.across(found)
     facts = {"seeds": list(range(first, first + count)), "config_hash": planning.config_hash(config)}
     workspace.write_json(run_file(config, "evaluation-seeds.json"), {**facts, "rows": rows})

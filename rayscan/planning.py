@@ -50,8 +50,10 @@ _SWITCH = "model.json"
 PIPE = "neither a file nor a folder, but a pipe, socket or device"
 """Why such a thing is refused as a capture: reading it would wait for ever, or never come to an end."""
 
-PAPER = "evaluation-paper.json"
-"""What `evaluate --protocol paper` writes; no stage of a run."""
+EVALUATION = "evaluation.json"
+"""What stage `evaluate` writes for a run."""
+PAPER, SEEDS, COMPARISON = "evaluation-paper.json", "evaluation-seeds.json", "comparison.json"
+"""What `evaluate --protocol paper`, `evaluate --seeds` and `compare` write; no stages of a run."""
 
 STAGES = ("ingest", "sequences", "train", "embed", "cluster", "campaigns", "evaluate", "report")
 REPROCESS = ("ingest", "sequences", "train", "drift", "embed", "cluster", "campaigns", "changes", "pages")
@@ -410,17 +412,23 @@ def paper_version(workspace: Workspace, config: RunConfig, model: Model) -> str:
 
 
 def report_version(workspace: Workspace, config: RunConfig, model: Model, period: str | None = None) -> str:
-    """What the report of a run rests on; that of one period shows the last evaluation, whenever that was."""
+    """What the report of a run rests on: also the evaluation that is there, and what one would rest on now.
+
+    The report of one period shows the last evaluation, whenever that was.
+    """
     shown = [_state_of(path) for path in (config.report.pfx2as, config.report.mmdb) if path is not None]
     where = {"run": config.run}
     if period is None:
         shown += [file.path for file in workspace.table("captures").files()]
-        evaluated = evaluation_version(workspace, config, model)
+        shown += [evaluation_version(workspace, config, model)]
     else:
         where["period"] = period
-        evaluated = version_of(workspace, run_file(config, "evaluation.json")) or ""
     shown += [file.path for file in workspace.table("campaigns").files(where)]
-    return f"{fingerprint(digest(config.report, config.cluster), evaluated, shown):016x}"
+    for name in (EVALUATION, COMPARISON):
+        shown.append(version_of(workspace, run_file(config, name)) or "")
+    seeds = workspace.read_json(run_file(config, SEEDS))
+    shown.append(json.dumps(seeds, sort_keys=True))
+    return f"{fingerprint(digest(config.report, config.cluster), model.weights, shown):016x}"
 
 
 def _state_of(path: str) -> str:

@@ -21,6 +21,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from rayscan.terminal import console, lines
+
 LOG_EVERY_S = 5.0
 Advance = Callable[[int, str], None]
 """Call with how many units were finished, and a note on the current state ("" for none)."""
@@ -28,7 +30,7 @@ Advance = Callable[[int, str], None]
 
 def say(text: str) -> None:
     """One line for people."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
+    console(stderr=True).print(lines(text))
 
 
 @contextmanager
@@ -50,7 +52,7 @@ def _bar(label: str, total: int, before: int) -> Iterator[Advance]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(label, total=total, completed=before, note="")

@@ -64,10 +64,11 @@ def _iso(time: datetime | None) -> str | None:
 
 def plan(uri: str, config: RunConfig, model: Model | None = None) -> list[dict[str, Any]]:
     """`status` of a workspace that need not exist yet: then everything is due."""
-    if Workspace(uri).facts() is not None:
+    there = Workspace.at(uri)
+    if there.facts() is not None:
         opened = Workspace.open(uri)
         return [*status(opened, config, model), _paper_row(opened, config, model)]
-    files = planning.find_captures(config.captures, uri)
+    files = planning.find_captures(config.captures, there.uri)
     later = [_status_row(stage, "", ["due"]) for stage in (*STAGES[1:], "paper")]
     return [_status_row("ingest", "", [file.state for file in files]), *later]
 
@@ -106,7 +107,7 @@ def status(workspace: Workspace, config: RunConfig, model: Model | None = None) 
     )
     evaluated = planning.evaluation_version(workspace, config, model)
     reported = planning.report_version(workspace, config, model)
-    rows.append(_result_row(workspace, config, "evaluate", "evaluation.json", evaluated))
+    rows.append(_result_row(workspace, config, "evaluate", planning.EVALUATION, evaluated))
     rows.append(_result_row(workspace, config, "report", "report.json", reported))
     return rows
 

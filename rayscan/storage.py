@@ -17,11 +17,13 @@ from pathlib import Path
 import pyarrow.fs as pafs
 from deltalake.exceptions import DeltaError
 
+from rayscan.config import without_credentials
 from rayscan.errors import ConfigError, WorkspaceError, why
 
 CONNECT_S = 10
 SILENCE_S = 60  # a request in which nothing moves for so long is given up, and tried again
-TRIES = 10  # of a request that storage answers with 5xx or throttling: some two minutes with backoff
+PATIENCE_S = 90  # with storage that answers with 5xx, throttles, or is not there
+TRIES = 10  # of Arrow in that time, by its own backoff: 82 to 94 s, measured
 
 
 def is_remote(uri: str) -> bool:
@@ -30,8 +32,11 @@ def is_remote(uri: str) -> bool:
 
 
 def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
-    """The file system of a path or URI, and the path in it. Raises ConfigError for other schemes."""
-    scheme, _, rest = uri.partition("://") if "://" in uri else ("file", "", uri)
+    """The file system of a path or URI, and the path in it.
+
+    Raises ConfigError for other schemes, and for a URI with credentials in it.
+    """
+    scheme, _, rest = without_credentials(uri).partition("://") if "://" in uri else ("file", "", uri)
     match scheme:
         case "file":
             return pafs.LocalFileSystem(), str(Path(rest).expanduser().absolute())
@@ -59,8 +64,13 @@ def delta_options(uri: str) -> dict[str, str] | None:
     options = {
         "connect_timeout": f"{CONNECT_S}s",
         "timeout": f"{SILENCE_S}s",
-        "max_retries": str(TRIES),
-        "retry_timeout": "180s",
+        "max_retries": "1000",  # more than there is time for
+        "retry_timeout": f"{PATIENCE_S}s",
+        # A pause is drawn up to `base` times the one before. With the library's own base of 2 pauses do not
+        # grow (the mean logarithm of the factor is ln base - 1), and ten tries were over within 3 s.
+        "backoff_config.init_backoff": "200ms",
+        "backoff_config.max_backoff": "10s",
+        "backoff_config.base": "4",
     }
     if uri.startswith("s3://"):
         endpoint = _s3_endpoint()

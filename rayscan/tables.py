@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -38,8 +39,8 @@ from deltalake.transaction import AddAction, RemoveAction
 
 import rayscan
 from rayscan import keys, schema
-from rayscan.config import IngestConfig
-from rayscan.errors import CommitConflict, ConfigError, SchemaError, WorkspaceError
+from rayscan.config import IngestConfig, without_credentials
+from rayscan.errors import CommitConflict, ConfigError, Gone, SchemaError, WorkspaceError
 from rayscan.storage import delta_options, filesystem, is_remote, storage_errors
 
 Key = Mapping[str, str | int]
@@ -68,6 +69,8 @@ _SCHEMAS: dict[str, pa.Schema] = {
     "leases": schema.LEASES,
 }
 TABLE_NAMES = tuple(_SCHEMAS)
+_LAYOUT = ("period", "n_buckets", "addresses")
+"""What of the settings a workspace is laid out by, for good."""
 _ATTEMPTS = 10
 _LONGEST_PAUSE_S = 2.0
 _TOKEN = "rayscan.commit"
@@ -112,15 +115,17 @@ class Workspace:
                     f"{workspace.uri} is no rayscan workspace (it has no workspace.json); "
                     "`rayscan run` or `rayscan ingest` creates one"
                 )
-            workspace._create(ingest)
-        else:
-            workspace._check(facts, ingest)
+            facts = workspace._create(ingest)
+        workspace._check(facts, ingest)
         return workspace
 
     @classmethod
     def at(cls, uri: str | Path) -> Workspace:
-        """The place that `uri` names, whatever is there."""
-        text = str(uri)
+        """The place that `uri` names, whatever is there; of a folder, its path from the root.
+
+        Raises ConfigError for a URI with credentials in it.
+        """
+        text = without_credentials(str(uri)).removeprefix("file://")
         if "://" not in text:
             text = str(Path(text).expanduser().absolute())
         return cls(text.rstrip("/"))
@@ -146,17 +151,24 @@ class Workspace:
         """How addresses are stored: raw, or as pseudonyms."""
         return str((self.facts() or {}).get("addresses", "raw"))
 
-    def _create(self, ingest: IngestConfig) -> None:
+    def _create(self, ingest: IngestConfig) -> dict[str, Any]:
+        """Lay the workspace out; its facts. They are those of another run if that one did so just before.
+
+        The table of flows decides: it is made in one commit, which one of several makers comes through with.
+        """
+        wanted = {name: str(getattr(ingest, name)) for name in _LAYOUT}
+        found = wanted | self.table("flows").layout(wanted)
         facts = {
             "schema_version": schema.VERSION,
             "created_by": f"rayscan {rayscan.__version__}",
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "period": ingest.period,
-            "n_buckets": ingest.n_buckets,
+            "period": found["period"],
+            "n_buckets": int(found["n_buckets"]),
             "bucket_hash": keys.HASH_NAME,
-            "addresses": ingest.addresses,
+            "addresses": found["addresses"],
         }
         self.write_bytes("workspace.json", json.dumps(facts, indent=2).encode())
+        return facts
 
     def _check(self, facts: Mapping[str, Any], ingest: IngestConfig | None) -> None:
         version = int(facts.get("schema_version", 0))
@@ -174,7 +186,7 @@ class Workspace:
         if ingest is None:
             return
         facts = {"addresses": "raw", **facts}  # what was there before the setting
-        for name in ("period", "n_buckets", "addresses"):
+        for name in _LAYOUT:
             if facts[name] != getattr(ingest, name):
                 raise ConfigError(
                     f"{self.uri} is laid out with ingest.{name}={facts[name]}, not {getattr(ingest, name)}; "
@@ -275,13 +287,18 @@ class File:
         return dict(self.partition)
 
 
+def _anybody_may() -> None:
+    """What a commit asks that needs no lease."""
+
+
 @dataclass(frozen=True)
 class CommitInfo:
-    """What a commit says of its origin."""
+    """What a commit says of its origin; and `check`, which raises once that may commit no more."""
 
     run: str
     config_hash: str
     input_version: str = ""
+    check: Callable[[], None] = _anybody_may
 
     def as_dict(self) -> dict[str, str]:
         return {
@@ -346,7 +363,8 @@ class Table:
     def read_files(self, files: Iterable[File], columns: Sequence[str] | None = None) -> pa.Table:
         """Rows of these files, file after file in the order given, without partition columns.
 
-        Raises WorkspaceError for a file that is damaged, gone or cannot be had.
+        Raises Gone for a file that is not there any more, WorkspaceError for one that is damaged or cannot be
+        had.
         """
         fs, root = self.workspace.location(self.name)
         wanted = self.schema if columns is None else pa.schema([self.schema.field(c) for c in columns])
@@ -388,7 +406,7 @@ class Table:
             with storage_errors(f"read {self.url(file.path)}"):
                 yield
         except FileNotFoundError as error:
-            raise WorkspaceError(f"{self.url(file.path)} is gone: vacuumed, or deleted by hand") from error
+            raise Gone(f"{self.url(file.path)} is gone: vacuumed, or deleted by hand") from error
         except pa.ArrowException as error:
             raise WorkspaceError(f"{self.url(file.path)} is damaged: {error}") from error
 
@@ -416,10 +434,25 @@ class Table:
         delta = self._load(version)
         return [] if delta is None else self._files(delta, where or {})
 
+    def committed(self, where: Key) -> datetime | None:
+        """When the newest of the files that fit was committed, UTC; None where there are none."""
+        delta = self._load()
+        listed = [] if delta is None else pa.table(delta.get_add_actions(flatten=True)).to_pylist()
+        wanted = [(f"partition.{name}", str(value)) for name, value in where.items()]
+        times = [
+            row["modification_time"]
+            for row in listed
+            if all(str(row[name]) == value for name, value in wanted)
+        ]
+        return datetime.fromtimestamp(max(times) / 1000, UTC) if times else None
+
     def read(
         self, where: Key | None = None, columns: Sequence[str] | None = None, version: int | None = None
     ) -> pa.Table:
-        """Rows whose partition matches, with their partition columns, at a version or the newest."""
+        """Rows whose partition matches, with their partition columns, at a version or the newest.
+
+        Raises Gone where the files or the log of that version have been cleaned up.
+        """
         parts = []
         names = list(self.partition_types) + self.schema.names if columns is None else list(columns)
         full = pa.schema([pa.field(n, t) for n, t in self.partition_types.items()] + list(self.schema))
@@ -443,6 +476,12 @@ class Table:
         return {name: None if delta is None else delta.transaction_version(name) for name in names}
 
     # -- driver side: committing
+
+    def layout(self, wanted: Mapping[str, str]) -> dict[str, str]:
+        """The layout that the table says it has; it is made with the one wanted where it is not there."""
+        properties = self._create(wanted).metadata().configuration
+        named = {name: properties.get(f"rayscan.{name}") for name in wanted}
+        return {name: value for name, value in named.items() if value is not None}
 
     def append(self, files: Iterable[File], done: Mapping[str, int], info: CommitInfo) -> int:
         """Add files and record `done` (key name -> fingerprint) in one commit; the new version.
@@ -475,26 +514,39 @@ class Table:
                 raise ValueError(f"{file.path} does not belong to a key that is replaced")
         return self._commit(files, belongs, done, info, read_version)
 
-    def replace_rows(self, column: str, values: Iterable[str], rows: pa.Table, info: CommitInfo) -> int:
-        """Replace the rows where `column` is one of `values`: for small unpartitioned tables only."""
-        for _ in range(_ATTEMPTS):
-            version = self.version()
-            old = self.read(version=version) if version >= 0 else self.schema.empty_table()
-            keep = old.filter(pc.invert(pc.is_in(old[column], pa.array(list(values), pa.string()))))
-            merged = pa.concat_tables([keep, _conform(rows, self.schema, self.name)])
-            files = [self.write(merged, {})] if merged.num_rows else []
-            try:
-                return self.replace([{}], files, {f"rows of {self.name}": version + 1}, info, version)
-            except CommitConflict:
-                continue  # another run has added other rows: merge with those
-        raise CommitConflict(f"{self.name}: other runs keep writing it; try again when they are done")
+    def replace_rows(
+        self,
+        column: str,
+        values: Iterable[str],
+        rows: pa.Table,
+        info: CommitInfo,
+        read_version: int | None = None,
+    ) -> int:
+        """Replace the rows where `column` is one of `values`: for small unpartitioned tables only.
+
+        Raises CommitConflict when anybody has written the table since `read_version`, or since this began.
+        """
+        version = self.version() if read_version is None else read_version
+        old = self.read(version=version)
+        keep = old.filter(pc.invert(pc.is_in(old[column], pa.array(list(values), pa.string()))))
+        merged = pa.concat_tables([keep, _conform(rows, self.schema, self.name)])
+        files = [self.write(merged, {})] if merged.num_rows else []
+        return self.replace([{}], files, {f"rows of {self.name}": version + 1}, info, version)
 
     def replace_files(
-        self, old: Iterable[str], files: Iterable[File], done: Mapping[str, int], info: CommitInfo
+        self,
+        old: Iterable[str],
+        files: Iterable[File],
+        done: Mapping[str, int],
+        info: CommitInfo,
+        read_version: int | None = None,
     ) -> int:
-        """Replace single files, by path: a corrected capture takes the place of its first delivery."""
+        """Replace single files, by path: a corrected capture takes the place of its first delivery.
+
+        `read_version` as for `replace`.
+        """
         gone = set(old)
-        return self._commit(list(files), lambda file: file.path in gone, done, info, None)
+        return self._commit(list(files), lambda file: file.path in gone, done, info, read_version)
 
     def lacking(self) -> list[str]:
         """Columns that an older rayscan did not know, so that the table lacks them. Raises SchemaError.
@@ -531,7 +583,7 @@ class Table:
         """
         delta, old = self._load(), self._load(version)
         if delta is None or old is None:
-            raise WorkspaceError(f"{self.name} has no version {version} any more")
+            raise Gone(f"{self.name} has no version {version} any more")
         since = self._recorded_since(version)
         try:
             delta.restore(version)
@@ -553,7 +605,8 @@ class Table:
     def vacuum(self, retention_hours: float, dry_run: bool = False) -> list[str]:
         """Delete files that no version within the retention uses, leftovers of crashes too; their paths.
 
-        A retention shorter than a running job would delete files that the job is about to commit.
+        The retention is rounded up to whole hours, which is what Delta knows. One that is shorter than a
+        running job would delete files that the job is about to commit.
         """
         delta = self._load()
         if delta is None:
@@ -561,7 +614,7 @@ class Table:
         with storage_errors(f"clean up {self.url('')}"):
             return list(
                 delta.vacuum(
-                    retention_hours=int(retention_hours),
+                    retention_hours=math.ceil(retention_hours),
                     dry_run=dry_run,
                     enforce_retention_duration=False,
                     full=True,
@@ -595,6 +648,7 @@ class Table:
                     f"{self.name}: another run has replaced {names} meanwhile; nothing was written. "
                     "Run again: what it did will not be done twice"
                 )
+            info.check()
             try:
                 return self._try_commit(base, state.files, files, done, {**info.as_dict(), _TOKEN: token})
             except (DeltaError, OSError) as error:  # somebody committed first, or storage failed
@@ -653,6 +707,12 @@ class Table:
         )
 
     def _load(self, version: int | None = None) -> DeltaTable | None:
+        """The table at a version or the newest; None where it is not there, as at version -1.
+
+        Raises Gone for a version whose log has been cleaned up.
+        """
+        if version == -1:
+            return None
         with storage_errors(f"open the table {self.url('')}"):
             try:
                 return DeltaTable(
@@ -661,10 +721,17 @@ class Table:
                     storage_options=delta_options(self.workspace.uri),
                 )
             except TableNotFoundError:
-                return None
+                if version is None:
+                    return None
+            except DeltaError:
+                if version is None:
+                    raise
+        if self._load() is None:  # which also raises when it is storage that is at fault
+            return None
+        raise Gone(f"{self.name} has no version {version} any more: the log of it has been cleaned up")
 
-    def _create(self) -> DeltaTable:
-        """The table, made when it is not there; two makers at once get the same one."""
+    def _create(self, layout: Mapping[str, str] | None = None) -> DeltaTable:
+        """The table, made when it is not there; of makers at once one makes it, and all get that one."""
         found = self._load()
         if found is not None:
             return found
@@ -672,19 +739,27 @@ class Table:
         with storage_errors(f"create the table {self.url('')}"):
             if not is_remote(self.workspace.uri):
                 _make_folder(Path(self.workspace.url(self.name)))
-            return DeltaTable.create(
-                self.workspace.url(self.name),
-                schema=pa.schema(fields + list(self.schema)),
-                mode="ignore",
-                partition_by=list(self.partition_types),
-                configuration={
-                    "rayscan.schema": str(schema.VERSION),
-                    "rayscan.bucket_hash": keys.HASH_NAME,
-                    "delta.checkpointInterval": str(_CHECKPOINT_EVERY),
-                },
-                storage_options=delta_options(self.workspace.uri),
-                raise_if_key_not_exists=False,
-            )
+            try:
+                return DeltaTable.create(
+                    self.workspace.url(self.name),
+                    schema=pa.schema(fields + list(self.schema)),
+                    mode="ignore",
+                    partition_by=list(self.partition_types),
+                    configuration={
+                        "rayscan.schema": str(schema.VERSION),
+                        "rayscan.bucket_hash": keys.HASH_NAME,
+                        "delta.checkpointInterval": str(_CHECKPOINT_EVERY),
+                        **{f"rayscan.{name}": value for name, value in (layout or {}).items()},
+                    },
+                    storage_options=delta_options(self.workspace.uri),
+                    commit_properties=CommitProperties(max_commit_retries=0),  # or it would replace another's
+                    raise_if_key_not_exists=False,
+                )
+            except CommitFailedError:  # it is there by now: another's, or ours if the answer was lost
+                made = self._load()
+                if made is None:
+                    raise
+                return made
 
     def _files(self, delta: DeltaTable, where: Key) -> list[File]:
         listed = pa.table(delta.get_add_actions(flatten=True)).to_pylist()

@@ -24,15 +24,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from rayscan.clustering import Calibration, calibrate, canonical, objective, solve, solve_blocked, sweep
+from rayscan.clustering import Calibration, calibrate, canonical, objective, solve, solve_blocked
 from rayscan.clustering.multilevel import content_order
-from rayscan.clustering.objective import check_embeddings
+from rayscan.clustering.objective import F32, check_embeddings
+from rayscan.clustering.runs import Partition, runs, solve_run
 from rayscan.errors import ConfigError, DataError, FormatError, SchemaError
-
-F32 = NDArray[np.float32]
-
-RUN = 10
-"""Most thresholds of a run. More share more work, fewer divide better."""
 
 RAY_PAYS_S = 15.0
 """Seconds that Ray tasks must save: starting a local Ray and its workers takes some ten."""
@@ -50,31 +46,6 @@ class Vectors:
 
     values: F32
     columns: pa.Table | None
-
-
-@dataclass(frozen=True)
-class Partition:
-    """A clustering and what it is worth."""
-
-    threshold: float
-    labels: NDArray[np.int64]
-    objective: float
-    seconds: float
-    left: float = 0.0
-    """What the last pass over all vectors still gained, as a share of the objective: 0 at an optimum."""
-
-    def summary(self) -> dict[str, Any]:
-        sizes = np.sort(np.bincount(self.labels))[::-1] if len(self.labels) else np.zeros(0, np.int64)
-        return {
-            "threshold": self.threshold,
-            "points": len(self.labels),
-            "clusters": len(sizes),
-            "singletons": int((sizes == 1).sum()),
-            "largest": [int(size) for size in sizes[:10]],
-            "objective": self.objective,
-            "left": self.left,
-            "seconds": round(self.seconds, 2),
-        }
 
 
 # ---------------------------------------------------------------------------------------------
@@ -255,23 +226,6 @@ def partitions(
     else:
         for run in others:
             yield from solve_run(points, run, seed)
-
-
-def runs(thresholds: Sequence[float]) -> list[list[float]]:
-    """The thresholds cut into runs of at most RUN, of nearly equal length."""
-    count = -(-len(thresholds) // RUN)
-    ends = [len(thresholds) * i // count for i in range(count + 1)]
-    return [list(thresholds[a:b]) for a, b in itertools.pairwise(ends)]
-
-
-def solve_run(points: F32, thresholds: Sequence[float], seed: int) -> Iterator[Partition]:
-    """Solve at neighbouring thresholds, each with the help of the one before."""
-    found = sweep(points, thresholds, seed=seed)
-    for threshold in thresholds:
-        start = time.perf_counter()
-        labels = next(found)
-        seconds = time.perf_counter() - start
-        yield Partition(threshold, labels, objective(points, labels, threshold), seconds)
 
 
 def _solve_one(points: F32, threshold: float, seed: int, note: Callable[[str], None]) -> Partition:

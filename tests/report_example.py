@@ -12,7 +12,7 @@ import pyarrow as pa
 from rayscan import schema
 from rayscan.clustering.calibration import Calibration
 from rayscan.report import ReportData, activity, details, summarise
-from rayscan.report.page import CAMPAIGNS, NEAR, POINTS
+from rayscan.report.data import CAMPAIGNS, NEAR, POINTS
 
 HOUR_US = 3_600_000_000
 START_US = 1_709_251_200_000_000  # 2024-03-01
@@ -144,6 +144,9 @@ def evaluation(model: float = 0.982, ports: float = 0.867, seed: int = 0) -> dic
         "left_out": {"labels": 2, "sequences": 9},
         "unlabelled": 491,
         "methods": by_label,
+        "across_networks": {
+            name: {**item, "auroc": figure(scores[name] - 0.05)} for name, item in by_label.items()
+        },
     }
     part = {
         "sequences": 900,
@@ -164,15 +167,37 @@ def evaluation(model: float = 0.982, ports: float = 0.867, seed: int = 0) -> dic
         "v_measure": 0.72,
         "join": join,
         "join_across_sources": join,
+        "intervals": {
+            "ari": [0.56, 0.6],  # sources drawn again may all lie above
+            "v_measure": [0.7, 0.74],
+            "join": {"precision": [0.9, 0.92], "recall": None, "f1": [0.5, 0.6]},
+            "join_across_sources": {"precision": [0.9, 0.92], "recall": None, "f1": [0.4, 0.7]},
+        },
     }
     period = {"sequences": 900, "sources": 80, "clusters": 46, "singletons": 40, "largest": 240}
     return {
         "version": 1,
+        "made_from": "1",
+        "model": "0a1b2c3d4e5f6071",
+        "config_hash": "0123456789abcdef",
         "settings": {},
         "parts": {"unseen sequences": {**part, "labels": None}, "unseen sources": part},
         "clusters": {"periods": {"2024-03": {**period, "by_source": agreement, "by_label": agreement}}},
         "not_computed": [{"what": "validation / labels", "why": "no label has 5 sources or more"}],
     }
+
+
+def seeds() -> dict[str, Any]:
+    """Figures over three seeds; of one row only two seeds have them."""
+
+    def spread(mean: float, n: int = 3) -> dict[str, Any]:
+        return {"mean": mean, "deviation": 0.004, "low": mean - 0.005, "high": mean + 0.005, "n": n}
+
+    rows = [
+        {"part": "unseen sources", "by": "source", "auroc": spread(0.981), "r_at_1": spread(0.66)},
+        {"part": "unseen sources", "by": "label", "auroc": spread(0.91, 2), "knn_macro_f1@5": spread(0.8, 2)},
+    ]
+    return {"seeds": [0, 1, 2], "config_hash": "0123456789abcdef", "rows": rows}
 
 
 def captures(n: int, flows: int, rejects: int) -> tuple[pa.Table, pa.Table]:
@@ -294,7 +319,10 @@ def example(labels: tuple[str | None, ...] = (), **more: Any) -> ReportData:
         "activity": activity(sequences, clusters, period, top=100),
         "details": details(sequences, clusters, period, 100),
         "near": near(list(range(len(GROUPS))), period),
+        "model": "0a1b2c3d4e5f6071",
+        "weights": "feedfacecafebeef",
         "evaluation": evaluation(),
+        "seeds": seeds(),
         "training": training(),
         "threshold": {"value": 0.42, "how": "auto", "calibration": calibration},
         "points": points(sequences, clusters, period),

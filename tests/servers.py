@@ -56,9 +56,9 @@ def s3_server() -> Iterator[str]:
 
 
 @contextmanager
-def proxy(server: str, log: Path, *options: str) -> Iterator[str]:
+def proxy(server: str, log: Path, *options: str, port: int | None = None) -> Iterator[str]:
     """Endpoint of a proxy before the server; `options` say which requests it fails (see s3_proxy.py)."""
-    port = free_port()
+    port = port or free_port()
     process = start(sys.executable, str(PROXY), server, str(port), str(log), *options, port=port)
     try:
         yield f"http://127.0.0.1:{port}"

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from report_example import telescope
+from report_example import GROUPS, telescope
 
 from rayscan import schema
 from rayscan.clustering.campaigns import Campaigns, follow
@@ -24,6 +24,7 @@ NETWORK = 0xC6336400  # 198.51.100.0/24, where every source of the first group i
 BUCKETS = 2
 THRESHOLD = 0.5
 ABSENT = (3, 5)  # the group that is missing in each month: one is born in April, one gone
+MERGED = len(GROUPS)  # in March some sources of the first group are a campaign of their own, in April no more
 
 
 def small_workspace(path: Path, addresses: str = "raw") -> Workspace:
@@ -68,6 +69,8 @@ def _month(month: int) -> tuple[pa.Table, pa.Table, np.ndarray]:
     sequences, clusters = telescope(0)
     group = clusters["cluster"].to_numpy()
     src = np.where(group == 0, NETWORK + sequences["src"].to_numpy() % 200, sequences["src"].to_numpy())
+    if month == 0:
+        group = np.where((group == 0) & (src % 8 == 1), MERGED, group)
     src[group == 2] = src[group == 1][: (group == 2).sum()]  # they do both
     kept = np.flatnonzero(group != ABSENT[month])
     shift = pa.scalar(month * MONTH_US, pa.duration("us"))
@@ -92,6 +95,7 @@ def _month(month: int) -> tuple[pa.Table, pa.Table, np.ndarray]:
 def _vectors(group: np.ndarray, month: int) -> pa.Array:
     """Unit vectors around a direction for each group, the same in both months."""
     middles = np.random.default_rng(0).standard_normal((group.max() + 1, 32))
+    middles[MERGED] += middles[0]
     vectors = middles[group] + 0.3 * np.random.default_rng(month).standard_normal((len(group), 32))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     return pa.array(list(vectors.astype(np.float32)), pa.list_(pa.float32()))

@@ -30,13 +30,47 @@ def _rows(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([benign, loose, shifted, rare]), labels
 
 
-def _read(text: str, label: str = "Label") -> anomaly.Rows:
-    return anomaly.read_rows(io.BufferedReader(io.BytesIO(text.encode())), "t.csv", label)  # type: ignore[arg-type]
+def _read(text: str, label: str = "Label", without: tuple[str, ...] = ()) -> anomaly.Rows:
+    file = io.BufferedReader(io.BytesIO(text.encode()))  # type: ignore[arg-type]
+    return anomaly.read_rows(file, "t.csv", label, without)
 
 
 # ---------------------------------------------------------------------------------------------
 # reading
 # ---------------------------------------------------------------------------------------------
+
+
+def test_columns_that_give_the_answer_away_are_no_features():
+    """Of Zeek, UNSW-NB15 and NetFlow tables: who, when, and a second label in numbers."""
+    names = [
+        "ts",
+        "id.orig_p",
+        "dsport",
+        "Stime",
+        "L4_SRC_PORT",
+        "IPV4_DST_ADDR",
+        "attack_cat",
+        "Label",
+        "bytes",
+    ]
+    text = "Attack," + ",".join(names) + "\n"
+    text += "".join(f"{'dos' if i % 2 else 'benign'}," + ",".join([str(i)] * 9) + "\n" for i in range(6))
+    rows = _read(text, "Attack")
+    assert rows.names == ["bytes"]
+    assert {rows.left_out[name] for name in names[:6]} == {"says who or when"}
+    assert {rows.left_out[name] for name in names[6:8]} == {"is called like a label"}
+    two = text.replace("bytes", "bytes,packets", 1).replace("\n", ",9\n").replace("packets,9", "packets")
+    assert (
+        _read(two + "benign" + ",1" * 10 + "\n", "Attack", ("bytes",)).left_out["bytes"] == "was asked to be"
+    )
+    with pytest.raises(SchemaError, match="no column 'bites'"):
+        _read(text, "Attack", ("bites",))
+
+
+def test_large_numbers_are_scaled_around_their_own_mean():
+    rows = 1.7e9 + np.random.default_rng(0).standard_normal((2000, 1))
+    scaled = clan.Scaling.learn(rows)(rows)
+    assert abs(scaled.mean()) < 1e-3 and scaled.std() == pytest.approx(1, abs=0.01)
 
 
 def test_a_row_without_a_number_loses_its_label_too():

@@ -158,6 +158,20 @@ def test_vacuum_lists_and_deletes_leftovers(tmp_path: Path) -> None:
         refused = rayscan("vacuum", "-w", tmp_path, "--older-than", 0)
     assert (refused.exit_code, "is at work on run-main" in refused.stderr) == (4, True)
     assert (tmp_path / "captures" / orphan.path).exists()
+    assert rayscan("vacuum", "-w", tmp_path, "--older-than", -1).exit_code == 2
+    rayscan("vacuum", "-w", tmp_path, "--older-than", 0.9)  # of an hour, not of none
+    assert (tmp_path / "captures" / orphan.path).exists()
     rayscan("vacuum", "-w", tmp_path, "--older-than", 0)
     assert not (tmp_path / "captures" / orphan.path).exists()
     assert np.array_equal(table.read()["path"], ["x"])
+
+
+def test_unlock_says_whether_there_was_a_lease(tmp_path: Path) -> None:
+    workspace = Workspace.open(tmp_path, IngestConfig())
+    free = rayscan("unlock", "-w", tmp_path, "run-main")
+    assert (free.exit_code, "nobody holds run-main; no lease is held" in free.stderr) == (4, True)
+    with lease(workspace, "run-main"):
+        wrong = rayscan("unlock", "-w", tmp_path, "main")
+        assert (wrong.exit_code, "nobody holds main; held are run-main" in wrong.stderr) == (4, True)
+        ended = rayscan("unlock", "-w", tmp_path, "run-main")
+        assert (ended.exit_code, "run-main is free" in ended.stderr) == (0, True)

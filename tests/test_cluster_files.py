@@ -17,6 +17,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "cluster.yaml").read_text("utf-8")
 RAYJOB = (ROOT / "docs/examples/rayjob.yaml").read_text("utf-8")
+POLICY = (ROOT / "docs/examples/networkpolicy.yaml").read_text("utf-8")
 
 
 @pytest.fixture
@@ -85,6 +86,49 @@ def test_every_node_asks_for_the_token(cluster: dict[str, Any]) -> None:
     assert "--dashboard-host=127.0.0.1" in starts(cluster)[0]
 
 
+def test_a_job_that_is_stopped_has_time_for_its_checkpoint(cluster: dict[str, Any]) -> None:
+    assert "RAY_JOB_STOP_WAIT_TIME_S=30 ray start --head" in starts(cluster)[0]
+    head, *_ = groups(yaml.safe_load(RAYJOB))
+    (container,) = head["template"]["spec"]["containers"]
+    assert {"name": "RAY_JOB_STOP_WAIT_TIME_S", "value": "30"} in container["env"]
+
+
+def test_every_node_knows_its_region(cluster: dict[str, Any]) -> None:
+    """One region everywhere: that of the provider, of the secret and of what the libraries are told."""
+    regions = set(re.findall(r"\b[a-z]{2}-[a-z]+-\d\b", TEXT))
+    assert regions == {cluster["provider"]["region"]}
+    assert f"--env AWS_REGION={cluster['provider']['region']}" in cluster["docker"]["run_options"]
+    for group in groups(yaml.safe_load(RAYJOB)):
+        (container,) = group["template"]["spec"]["containers"]
+        assert "AWS_REGION" in [variable["name"] for variable in container["env"]]
+
+
+def test_shared_memory_holds_what_ray_takes(cluster: dict[str, Any]) -> None:
+    """30 % of the memory of the largest machine; the comments say how much each has."""
+    (size,) = re.findall(r"--shm-size=(\d+)g", " ".join(cluster["docker"]["run_options"]))
+    largest = max(int(gib) for gib in re.findall(r"# \d+ cores, (\d+) GiB", TEXT))
+    assert largest == 64 and int(size) >= 0.3 * largest
+
+
+def groups(job: dict[str, Any]) -> list[dict[str, Any]]:
+    cluster = job["spec"]["rayClusterSpec"]
+    return [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+
+
+def test_the_network_policy_is_of_these_pods_and_opens_one_port_to_two_others() -> None:
+    job, policy = yaml.safe_load(RAYJOB), yaml.safe_load(POLICY)
+    selector = policy["spec"]["podSelector"]
+    for group in groups(job):
+        assert group["template"]["metadata"]["labels"].items() >= selector["matchLabels"].items()
+    among, dashboard = policy["spec"]["ingress"]
+    assert among == {"from": [{"podSelector": selector}]}
+    assert dashboard["ports"] == [{"protocol": "TCP", "port": 8265}]
+    submitter, operator = dashboard["from"]
+    name = {"batch.kubernetes.io/job-name": job["metadata"]["name"]}
+    assert submitter == {"podSelector": {"matchLabels": name}}
+    assert operator["namespaceSelector"]["matchLabels"] and operator["podSelector"]["matchLabels"]
+
+
 def test_versions_are_those_that_were_tested(cluster: dict[str, Any]) -> None:
     assert cluster["docker"]["image"].startswith(f"rayproject/ray:{ray.__version__}-py311")
     assert any("--constraint" in command for command in cluster["setup_commands"])
@@ -92,7 +136,7 @@ def test_versions_are_those_that_were_tested(cluster: dict[str, Any]) -> None:
 
 
 def test_the_rayjob_is_what_its_reference_says() -> None:
-    """Field names by KubeRay's API reference (ray.io/v1, 1.6); its schema is in no package registry."""
+    """Field names by KubeRay's API reference (ray.io/v1, 1.6); docs/cluster.md says how they were checked."""
     job = yaml.safe_load(RAYJOB)
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
     spec, cluster = job["spec"], job["spec"]["rayClusterSpec"]
@@ -105,8 +149,7 @@ def test_the_rayjob_is_what_its_reference_says() -> None:
         "workerGroupSpecs",
     }  # fmt: skip
     assert cluster["authOptions"] == {"mode": "token"}
-    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
-    for group in groups:
+    for group in groups(job):
         (container,) = group["template"]["spec"]["containers"]
         assert "@sha256:" in container["image"]
         assert container["resources"]["limits"]["memory"] == container["resources"]["requests"]["memory"]

@@ -52,8 +52,10 @@ def test_pairs_are_counted_as_often_as_sources_are_drawn(kind: str) -> None:
 
 def test_the_threshold_is_chosen_on_validation_and_tight_clusters_score() -> None:
     """Sources cannot be told within a group, so joins of labels are perfect and those of sources are not."""
-    found = scores(members(4, 0.02, 0), {"test": members(5, 0.02, 1)}, CONFIG)
-    of_label, of_source = (found[kind]["parts"]["test"] for kind in ("label", "source"))
+    validation, tests = members(4, 0.02, 0), {"test": members(5, 0.02, 1)}
+    of_label, of_source = (
+        scores(validation, tests, kind, CONFIG)["parts"]["test"] for kind in ("label", "source")
+    )
     assert of_label["f1"]["value"] == 1 and of_label["clusters"] == 5
     assert of_source["f1"]["value"] < 0.9
     assert of_source["f1"]["low"] <= of_source["f1"]["value"] <= of_source["f1"]["high"]
@@ -67,8 +69,8 @@ def test_vectors_in_a_cone_are_clustered_as_well() -> None:
         vectors = np.hstack([one.vectors, np.full((len(one.vectors), 1), 20, np.float32)])
         return Members(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), one.source, one.label)
 
-    found = scores(shifted(members(4, 0.02, 0)), {"test": shifted(tests["test"])}, CONFIG)
-    assert found["label"]["threshold"] > 0.99 and found["label"]["parts"]["test"]["f1"]["value"] == 1
+    found = scores(shifted(members(4, 0.02, 0)), {"test": shifted(tests["test"])}, "label", CONFIG)
+    assert found["threshold"] > 0.99 and found["parts"]["test"]["f1"]["value"] == 1
 
 
 def test_candidates_rise_from_the_middle() -> None:
@@ -84,10 +86,11 @@ def test_nothing_to_choose_by() -> None:
     """One sequence a source, no labels."""
     some = members(4, 0.1, 0)
     lone = Members(some.vectors[::4], np.arange(12), np.full(12, UNLABELLED))
-    assert scores(lone, {"test": some}, CONFIG) == {}
+    assert scores(lone, {"test": some}, "source", CONFIG) is None
+    assert scores(lone, {"test": some}, "label", CONFIG) is None
     empty = Members(np.zeros((0, 16), np.float32), np.zeros(0, np.int64), np.zeros(0, np.int64))
-    found = scores(some, {"test": empty}, CONFIG)
-    assert found["source"]["parts"]["test"] == {
+    found = scores(some, {"test": empty}, "source", CONFIG)
+    assert found["parts"]["test"] == {
         "f1": {"value": None, "low": None, "high": None, "n": 0}, "clusters": 0,
     }  # fmt: skip
 
@@ -100,3 +103,12 @@ def test_communities_of_two_bundles_and_a_stranger() -> None:
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     found = communities(vectors, seed=0)
     assert found.tolist() == [0] * 6 + [1] * 6 + [2]
+
+
+def test_sources_with_one_vector_are_no_islands() -> None:
+    """Five sources of each of two kinds, six equal rows each: the kinds are found, not the sources."""
+    rng = np.random.default_rng(0)
+    sources = np.eye(2, 8)[np.arange(10) % 2] + 0.1 * rng.random((10, 8))
+    sources = (sources / np.linalg.norm(sources, axis=1, keepdims=True)).astype(np.float32)
+    found = communities(np.repeat(sources, 6, axis=0), seed=0)
+    assert found.tolist() == np.repeat(np.arange(10) % 2, 6).tolist()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from typing import get_args
 
 import numpy as np
@@ -13,6 +14,7 @@ from rayscan.evaluation.splits import TRAIN, UNSEEN_SOURCES, part_of
 from rayscan.methods.compare import as_rows, names_of, rate, rated
 from rayscan.methods.method import METHODS, Embedded
 
+NEED_GENSIM = ("darkvec", "i-darkvec", "dante", "ip2vec")
 SPLIT = SplitConfig(test_sources=0.4, validation_sources=0.1)
 CONFIG = EvaluateConfig(bootstrap=20)
 RUN = RunConfig(split=SPLIT, evaluate=CONFIG)
@@ -67,15 +69,23 @@ def test_one_vector_a_source_earns_nothing_for_sources() -> None:
     none, everything = np.zeros(len(src), np.bool_), np.ones(len(src), np.bool_)
     found = rated(table, Embedded(vectors, everything, none), SPLIT, CONFIG, of_sources=True)
     assert all(part["source"] is None for part in found["parts"].values())
+    # One inferred sequence among many, as when a sender of training was away: still nothing.
+    one = none.copy()
+    one[np.flatnonzero(parts(table) == UNSEEN_SOURCES)[0]] = True
+    found = rated(table, Embedded(vectors, everything, one), SPLIT, CONFIG, of_sources=True)
+    assert all((part["source"] or {}).get("method", {}).get("auroc", {}).get("value") is None
+               for part in found["parts"].values())  # fmt: skip
     inferred = rated(table, Embedded(vectors, everything, everything), SPLIT, CONFIG, of_sources=True)
     assert inferred["parts"]["unseen sources"]["source"] is not None
     assert inferred["parts"]["unseen sources"]["inferred"] == 1
 
 
 def test_rows_are_means_over_seeds_and_the_best_comes_first() -> None:
-    def one(name: str, auroc: float | None, coverage: float = 0.5, **more: float) -> dict[str, object]:
+    def one(
+        name: str, auroc: float | None, coverage: float = 0.5, n: int = 9, **more: float
+    ) -> dict[str, object]:
         def of(value: float) -> dict[str, object]:
-            return {"auroc": {"value": value, "low": value - 0.1, "high": value + 0.1}}
+            return {"auroc": {"value": value, "low": value - 0.1, "high": value + 0.1, "n": n}}
 
         scores = None if auroc is None else {"method": of(auroc), "ports": of(0.3), "random": of(0.5)}
         part = {"coverage": coverage, "source": scores, "label": None}
@@ -91,15 +101,34 @@ def test_rows_are_means_over_seeds_and_the_best_comes_first() -> None:
     assert (rows[1]["fit_s"], rows[1]["memory_mb"], rows[2]["memory_mb"]) == (2, 9, None)
     assert rows[3]["sources AUROC"] is None and rows[1]["labels AUROC"] is None
     assert [row["sources AUROC"]["value"] for row in rows[4:]] == [0.3, 0.5]
+    broken = {"method": "d", "seed": 0, "failed": "nobody meets"}
+    (*_, last) = as_rows([*runs[:2], broken])
+    assert (last["method"], last["seeds"], last["failed"], last["coverage"]) == ("d", 0, "nobody meets", None)
+    (few,) = as_rows([one("e", 1.0, n=4)])
+    assert few["sources AUROC"] is None
     assert len(as_rows(runs[:2])) == 2  # without a method of full coverage there is no floor to show
 
 
 def test_names() -> None:
-    assert names_of(["all"]) == ["rayscan", *METHODS]
-    assert names_of(["dante", "rayscan", "port-share"]) == ["rayscan", "port-share", "dante"]
+    assert names_of(["all"]) == (["rayscan", *METHODS], [])
+    assert names_of(["dante", "rayscan", "port-share"]) == (["rayscan", "port-share", "dante"], [])
     assert get_args(Method) == ("rayscan", *METHODS)  # what train.method may be
     with pytest.raises(ConfigError, match="no method 'dantee'"):
         names_of(["dantee"])
+
+
+def test_all_is_all_whose_packages_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("rayscan.methods.words", "rayscan.methods.darkvec"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    for name in ("gensim", "gensim.models"):
+        monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
+    found, left_out = names_of(["all"])
+    assert found == [name for name in ("rayscan", *METHODS) if name not in NEED_GENSIM]
+    assert len(left_out) == len(NEED_GENSIM) and "pip install 'rayscan[methods]'" in left_out[0]
+    with pytest.raises(ConfigError, match="dante needs the package gensim"):
+        names_of(["dante"])
+    with pytest.raises(ConfigError, match="dante needs the package gensim"):
+        names_of(["all", "dante"])
 
 
 def test_training_rows_are_the_only_ones_learnt_from() -> None:

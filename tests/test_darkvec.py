@@ -111,34 +111,65 @@ def meeting(days: list[tuple[int, list[int]]]) -> tuple[Flows, np.ndarray]:
 def test_too_few_flows_and_a_sender_is_not_learnt() -> None:
     flows, service = meeting([(0, [A, B, C]), (1, [A, B])])
     known, _ = darkvec.train(flows, service, replace(SMALL, active=21), 0)
-    assert known is not None and known.words.tolist() == [A, B]
-    assert darkvec.train(flows, service, replace(SMALL, active=41), 0)[0] is None
+    assert known.sender.tolist() == [A, B] and known.day.tolist() == [0, 0]
+    assert not len(darkvec.train(flows, service, replace(SMALL, active=41), 0)[0].sender)
 
 
 def test_day_by_day_it_learns_on_and_forgets() -> None:
     flows, service = meeting([(0, [A, B, C]), (1, [A, B])])
     first, _ = darkvec.train(*meeting([(0, [A, B, C])]), DAILY, 0)
     second, facts = darkvec.train(flows, service, DAILY, 0)
-    assert first is not None and second is not None
-    assert second.words.tolist() == [A, B, C] and facts["forgotten"] == 0
-    np.testing.assert_array_equal(second.vectors[2], first.vectors[2])  # C was not there on the second day
-    moved = np.abs(second.vectors - first.vectors).max(axis=1)
-    assert (moved[:2] > 0).all()
-    away = np.abs(second.vectors[:2] - darkvec.train(*meeting([(1, [A, B])]), DAILY, 0)[0].vectors)
+    assert first.sender.tolist() == [A, B, C]
+    assert list(zip(second.sender.tolist(), second.day.tolist(), strict=True)) == [
+        (A, 0), (A, 1), (B, 0), (B, 1), (C, 0)
+    ]  # fmt: skip
+    assert facts["forgotten"] == 0
+    np.testing.assert_array_equal(second.vectors[[0, 2, 4]], first.vectors)  # the first day is as it was
+    moved = np.abs(second.vectors[[1, 3]] - first.vectors[:2]).max(axis=1)
+    assert (moved > 0).all()
+    away = np.abs(second.vectors[[1, 3]] - darkvec.train(*meeting([(1, [A, B])]), DAILY, 0)[0].vectors)
     assert away.max() > moved.max()  # not begun anew
-    # Two trailing days: on the third C has not been there for two.
+    # Two trailing days: on the third C has not been there for two. It keeps the vector of its day.
     third, facts = darkvec.train(*meeting([(0, [A, B, C]), (1, [A, B]), (2, [A, B])]), DAILY, 0)
-    assert third is not None and third.words.tolist() == [A, B]
+    assert third.sender.tolist() == [A, A, A, B, B, B, C]
     assert facts["forgotten"] == 1 and facts["steps"] == 3
+
+
+def test_a_source_has_the_vector_of_its_last_day() -> None:
+    known = darkvec.Senders.of(
+        [(np.array([A, C]), np.array([3, 3]), np.eye(2)), (np.array([A]), np.array([5]), np.ones((1, 2)))], 2
+    )
+    src = np.array([A, A, A, A, A, B, C, C])
+    day = np.array([3, 4, 5, 9, 1, 4, 0, 9])
+    rows = known.rows(src, day)
+    assert [None if row < 0 else int(known.day[row]) for row in rows] == [3, 3, 5, 5, 3, None, 3, 3]
+    assert all(known.sender[row] == s for row, s in zip(rows, src, strict=True) if row >= 0)
+    assert darkvec.Senders.of([], 2).rows(src, day).tolist() == [-1] * 8
+
+
+def test_senders_of_every_month_are_known() -> None:
+    """Three crowds that come a month each: each is known in its own month, day by day as well as at once."""
+    days = [(month * 40 + day, [month * 10 + k for k in range(1, 6)]) for month in range(3) for day in (0, 1)]
+    rows, src, start = [], [], []
+    for day, sources in days:
+        for turn, source in enumerate(sources):
+            rows.append([{"gap": 0 if k == 0 else 10_000_000} for k in range(20)])
+            src.append(source)
+            start.append(day * 24 * HOUR_US + turn * 1_000_000)
+    table = sequences_of(rows, src=src, start_us=start)
+    for name, settings in (("darkvec", SMALL), ("i-darkvec", replace(DAILY, trailing_days=30))):
+        fitted = darkvec.fit_with(name, table, np.zeros(len(src), np.int8), 0, settings)
+        found = fitted.embed(table)
+        assert found.covered.all() and not found.inferred.any(), name
 
 
 def test_company_by_hand() -> None:
     """Flows of source 9: two where 1 (often) and 2 are, one where 3 is, one where nobody known is."""
+    vectors = np.array([[2, 0], [0, 5], [3, 4]], np.float32)
     fitted = darkvec.Darkvec(
-        np.array([1, 2, 3]),
-        np.array([[2, 0], [0, 5], [3, 4]], np.float32),
+        darkvec.Senders.of([(np.array([1, 2, 3]), np.zeros(3, np.int64), vectors)], 2),
         np.array([(TCP << 32) + 22, (TCP << 32) + 80]),
-        {"settings": {"services": "auto"}},
+        {"settings": {"services": "auto", "daily": False}},
     )
     at_80, at_22, at_443 = {"port": 80}, {"port": 22}, {"port": 443}
     table = sequences_of(
@@ -157,10 +188,9 @@ def test_company_by_hand() -> None:
 
 def test_nobody_near_nobody_covered() -> None:
     fitted = darkvec.Darkvec(
-        np.array([1]),
-        np.ones((1, 2), np.float32),
+        darkvec.Senders.of([(np.array([1]), np.zeros(1, np.int64), np.ones((1, 2), np.float32))], 2),
         np.zeros(0, np.int64),
-        {"settings": {"services": "single"}},
+        {"settings": {"services": "single", "daily": False}},
     )
     found = fitted.embed(sequences_of([[{}], [{}]], src=[8, 9]))
     assert not found.covered.any() and not found.inferred.any() and not found.vectors.any()

@@ -12,8 +12,8 @@ from report_example import START_US, cluster_table, sequence, sequence_table, te
 
 from rayscan import schema
 from rayscan.report import history, words
-from rayscan.report.details import DETAILS, HOUR_US, details, nearest
-from rayscan.report.page import CAMPAIGNS
+from rayscan.report.data import CAMPAIGNS
+from rayscan.report.details import DETAILS, HOUR_US, details, nearest, nearest_to
 
 
 def test_details_agree_with_a_row_by_row_formulation() -> None:
@@ -67,6 +67,18 @@ def test_nearest_is_the_mean_over_all_pairs() -> None:
         assert [one["cluster"] for one in near] == best
         assert [one["similarity"] for one in near] == pytest.approx([mean[j] for j in best])
     assert nearest(np.array([4]), sums[:1], sizes[:1]) == [[]]
+
+
+def test_nearest_to_one_is_its_row_of_nearest() -> None:
+    rng = np.random.default_rng(0)
+    sums, sizes = rng.standard_normal((40, 8)), rng.integers(1, 9, 40).astype(float)
+    for place, near in enumerate(nearest(np.arange(40), sums, sizes)):
+        found = nearest_to(place, sums, sizes)
+        assert [at for at, _ in found] == [one["cluster"] for one in near]
+        assert [value for _, value in found] == pytest.approx([one["similarity"] for one in near])
+    assert nearest_to(0, sums[:1], sizes[:1]) == []
+    many = rng.standard_normal((100_000, 8))
+    assert len(nearest_to(7, many, np.ones(100_000))) == 3  # all pairs would take minutes
 
 
 @pytest.mark.parametrize(
@@ -126,9 +138,28 @@ def test_change_is_against_the_last_time() -> None:
     rows = history.with_change(STORY.take([6, 5, 4, 3, 2, 1, 0])).to_pylist()
     said = {(row["period"], row["campaign"]): words.change(row) for row in rows}
     assert said == {
-        ("1", "a-1"): "new", ("1", "b-2"): "new", ("2", "a-1"): "× 2.5", ("2", "b-2"): "gone",
+        ("1", "a-1"): "new", ("1", "b-2"): "new", ("2", "a-1"): "grown × 2.5", ("2", "b-2"): "gone",
         ("3", "a-1"): "−20%", ("3", "b-2"): "back, as many", ("3", "c-3"): "split off",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "became", "said"),
+    [
+        (20, 30, "grown", "grown +50%"),
+        (20, 29, "continued", "+45%"),
+        (20, 10, "shrunk", "shrunk −50%"),
+        (21, 11, "continued", "−48%"),
+        (4, 13, "continued", "× 3.2"),  # fewer than ten more
+        (12, 3, "continued", "−75%"),
+        (4, 14, "grown", "grown × 3.5"),
+        (100, 100, "continued", "as many"),
+    ],
+)
+def test_grown_and_shrunk(before: int, now: int, became: str, said: str) -> None:
+    story = followed(("1", "a-1", "born", before), ("2", "a-1", "continued", now))
+    row = history.with_change(story).to_pylist()[1]
+    assert (row["became"], words.change(row)) == (became, said)
 
 
 def test_events_and_timeline() -> None:
@@ -136,7 +167,9 @@ def test_events_and_timeline() -> None:
     assert history.events(table)[1] == {
         "period": "2",
         "born": 0,
-        "continued": 1,
+        "grown": 1,
+        "continued": 0,
+        "shrunk": 0,
         "split": 0,
         "merged": 0,
         "gone": 1,

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from rayscan.config import ModelConfig, load
-from rayscan.model.encoder import Encoder, Tokens, add_dropped, sinusoids
+from rayscan.model.encoder import Encoder, Tokens, add_dropped, attention, attention_by_products, sinusoids
 
 PAPER = load("paper", env={}).model
 SMALL = ModelConfig(d_model=32, layers=2, heads=4, d_ff=64, d_embedding=16)
@@ -115,6 +115,36 @@ def gradient(encoder: Encoder, z: torch.Tensor) -> None:
     (z * torch.linspace(-1, 1, z.numel()).view_as(z)).sum().backward()
 
 
+@pytest.mark.parametrize("lengths", [[6, 6, 6], [9, 1, 4, 7], [130, 200, 30]])
+@pytest.mark.parametrize("causal", [True, False])
+def test_bfloat16_is_float32_but_for_rounding(lengths, causal):
+    """Values and gradients, of short sequences and of long ones."""
+    encoder = encoder_of(SMALL.model_copy(update={"causal": causal}))
+    batch = batch_of(lengths, encoder.config)
+    found = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            z = encoder(batch)
+        assert z.dtype == torch.float32
+        gradient(encoder, z)
+        found.append((z.detach(), torch.cat([p.grad.flatten() for p in encoder.layers.parameters()])))
+    (exact, slope), (rough, rough_slope) = found
+    assert 0 < (rough - exact).abs().max() < 0.01
+    assert F.cosine_similarity(rough_slope, slope, dim=0) > 0.98
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("padded", [True, False])
+def test_attention_by_products_is_attention(causal, padded):
+    """In float32 the two forms agree to rounding. (Under a causal mask padding needs none.)"""
+    torch.manual_seed(0)
+    qkv = torch.randn(3, 5, 2, 11, 8)
+    mask = (torch.arange(11) < torch.tensor([11, 1, 4, 9, 2])[:, None])[:, None, None]
+    mask = mask if padded and not causal else None
+    found = attention_by_products(qkv, mask, causal, 0.3)
+    torch.testing.assert_close(found, attention(qkv, mask, causal, 0.3))
+
+
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("published", [True, False])
 def test_padding_and_company_do_not_matter(causal, published):
@@ -153,6 +183,22 @@ def test_causal_only_looks_back():
     difference = (encoder.layers[0](x, None) - encoder.layers[0](changed, None)).abs().sum(-1)[0]
     assert difference[:4].max() < 1e-6
     assert difference[4:].min() > 1e-4
+
+
+@pytest.mark.parametrize(("published", "moved"), [(False, False), (True, True)])
+def test_a_telescope_elsewhere_has_the_same_tokens(published, moved):
+    """Its host parts are what they were. The published octets are of one telescope alone."""
+    config = PAPER if published else SMALL
+    tokens = encoder_of(config).tokens
+    here = batch_of([9, 4], config)
+    here["dst"] = 0xC0A80000 | (here["dst"] & 0xFFFF)
+    there = {**here, "dst": here["dst"] ^ (0xC0A80000 ^ 0x2C0B0000)}
+    with torch.no_grad():
+        apart = (tokens(here) - tokens(there)).abs().max()
+    assert (apart > 0.1) == moved and (moved or apart == 0)
+    hosts = {**here, "dst": here["dst"] ^ 1}
+    with torch.no_grad():
+        assert (tokens(here) - tokens(hosts)).abs().max() > 0.1
 
 
 def test_counts_are_added_to_the_projection():
@@ -194,15 +240,16 @@ def test_sequences_longer_than_the_table_of_positions():
     assert "position" not in encoder.state_dict()
 
 
-def test_missing_values_add_nothing():
+@pytest.mark.parametrize("encoding", ["structure", "tables"])
+def test_missing_values_add_nothing(encoding):
     torch.manual_seed(0)
-    tokens = Tokens(ModelConfig(inputs=("dst", "dst_port")))
+    tokens = Tokens(ModelConfig(inputs=("dst", "dst_port"), encoding=encoding))
     batch = {"dst": torch.tensor([[-1, 0]]), "dst_port": torch.tensor([[-1, 0]])}
     out = tokens(batch)
     torch.testing.assert_close(out[0, 0], tokens.norm(tokens.mix.bias))
     assert (out[0, 0] - out[0, 1]).abs().max() > 0.1
-    out.sum().backward()
-    assert all(table.weight.grad[1:].abs().sum() == 0 for table in tokens.parts["dst"].tables)
+    out[0, 0].sum().backward()
+    assert not any(p.grad is not None and p.grad.any() for p in tokens.parts.parameters())
 
 
 def test_every_input_can_be_chosen():
@@ -231,3 +278,13 @@ def test_dropout_keeps_mean_and_share():
     dropped = (~kept).float().flatten() - 0.1
     assert all(abs((dropped[lag:] * dropped[:-lag]).mean()) < 0.002 for lag in (1, 2, 3, 4))
     torch.testing.assert_close(add_dropped(x, branch, 0.0), F.dropout(branch, 0.0))
+
+
+def test_dropout_of_a_bfloat16_branch_leaves_the_sum_float32():
+    x, branch = torch.ones(50, 40), torch.ones(50, 40, dtype=torch.bfloat16, requires_grad=True)
+    out = add_dropped(x, branch, 0.25)
+    assert out.dtype == torch.float32
+    assert out.unique().tolist() == pytest.approx([1, 1 + 4 / 3], rel=1e-3)
+    out.sum().backward()
+    assert branch.grad.dtype == torch.bfloat16
+    torch.testing.assert_close(branch.grad.float(), out.detach() - 1, rtol=0.01, atol=0)

@@ -6,21 +6,25 @@ import csv
 import io
 import ipaddress
 import json
+import time
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import networkx as nx
 import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import stix2
 from click.testing import CliRunner, Result
-from report_example import GROUPS
+from report_example import GROUPS, NASTY
 from small_workspace import NETWORK, PERIODS, small_workspace
 
 from rayscan.cli import main
 from rayscan.report import exports, words
-from rayscan.tables import Workspace
+from rayscan.tables import CommitInfo, Workspace
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +124,83 @@ def test_graph_is_what_networkx_reads(workspace: Workspace) -> None:
     assert members == both[0][name] | both[1].get(name, set())
     near = [(n, edge) for _, n, edge in graph.out_edges(name, data=True) if edge["kind"] == "near"]
     assert near and all(n in names and -1 <= edge["weight"] <= 1 for n, edge in near)
+
+
+def graph_of(workspace: Workspace, *words: str) -> Any:
+    return nx.parse_graphml(export(workspace, "--format", "graphml", *words).stdout)
+
+
+def test_a_graph_tells_who_merged_and_split(workspace: Workspace) -> None:
+    rows = workspace.table("campaigns").read({"run": "main", "period": PERIODS[1]}).to_pylist()
+    (merged,) = [row for row in rows if row["event"] == "merged"]
+    name, into = merged["campaign"], merged["relative"]
+    both = graph_of(workspace, "--period", PERIODS[0], "--period", PERIODS[1])
+    assert both.edges[name, into]["kind"] == "merged into"
+    assert both.nodes[name]["period"] == PERIODS[0] and both.nodes[name]["sources"] > 0  # as it last was
+    april = graph_of(workspace)
+    assert april.edges[name, into]["kind"] == "merged into"
+    assert april.nodes[name] == {"kind": "campaign"} and april.nodes[into]["period"] == PERIODS[1]
+    assert len(graph_of(workspace, "--campaign", name)) == 2  # itself and where it went
+    refused = export(workspace, "--format", "csv", "--campaign", name)
+    assert refused.exit_code == 1 and "no campaign of these periods" in refused.stderr
+
+
+def test_a_graph_has_no_nodes_of_unknown_kind(workspace: Workspace) -> None:
+    """Where a campaign came from is told, though that one is not in the export."""
+    rows = workspace.table("campaigns").read({"run": "main", "period": PERIODS[1]})
+    rows = rows.filter(pc.greater(rows["sequences"], 1)).slice(0, 1).to_pylist()
+    rows[0] |= {"event": "split", "relative": "2023-12-aa"}
+    table = pa.Table.from_pylist(rows, workspace.table("campaigns").read({"period": PERIODS[1]}).schema)
+    data = exports.as_graphml(table, exports.MEMBERS.empty_table(), "source")
+    graph: Any = nx.parse_graphml(data.decode())
+    assert graph.nodes["2023-12-aa"] == {"kind": "campaign"}
+    assert graph.edges[rows[0]["campaign"], "2023-12-aa"]["kind"] == "split from"
+
+
+def test_what_is_near_is_told_of_the_largest(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All pairs of 100,000 campaigns would take minutes: what is left out is said."""
+    monkeypatch.setattr(exports, "MOST_NEAR", 2)
+    result = export(workspace, "--format", "graphml")
+    assert "among the 2 campaigns with the most sources of a period; there are up to 5" in result.stderr
+    graph: Any = nx.parse_graphml(result.stdout)
+    rows = workspace.table("campaigns").read({"run": "main", "period": PERIODS[1]})
+    largest = rows.sort_by([("sources", "descending"), ("sequences", "descending")])["campaign"][:2]
+    near = {(a, b) for a, b, kind in graph.edges(data="kind") if kind == "near"}
+    assert near == {tuple(largest.to_pylist()), tuple(reversed(largest.to_pylist()))}
+
+
+def test_stix_objects_are_created_once_and_change_with_their_content(tmp_path: Path) -> None:
+    """Clustered again, a campaign is the same object, created when it was, and modified later."""
+    workspace = small_workspace(tmp_path / "ws")
+    first = json.loads(export(workspace, "--format", "stix").stdout)["objects"]
+    table = workspace.table("campaigns")
+    key = {"run": "main", "period": PERIODS[1]}
+    rows = table.read(key).drop_columns(["run", "period"])
+    networks = pa.array([n + 1 for n in rows["networks"].to_pylist()])
+    rows = rows.set_column(rows.schema.get_field_index("networks"), "networks", networks)
+    time.sleep(0.002)  # commits know milliseconds
+    table.replace([key], [table.write(rows, key)], {}, CommitInfo("test", ""))
+    again = {item["id"]: item for item in json.loads(export(workspace, "--format", "stix").stdout)["objects"]}
+    began = {row["campaign"]: row["began"] for row in table.read(key).to_pylist()}
+    for item in first[1:]:
+        other = again[item["id"]]
+        assert item["created"] == other["created"] <= item["modified"] < other["modified"]
+        if item["type"] == "campaign":
+            assert item["description"] != other["description"]
+            assert item["created"] == item["first_seen"] == f"{began[item['name']]:%Y-%m-%dT%H:%M:%S.000Z}"
+        if item["type"] == "indicator":
+            ends = datetime.fromisoformat(item["valid_until"]) - datetime.fromisoformat(item["valid_from"])
+            assert timedelta(30) < ends < timedelta(30 + 31)
+
+
+def test_hostile_labels_stay_in_their_cell(workspace: Workspace) -> None:
+    rows = workspace.table("campaigns").read({"run": "main", "period": PERIODS[0]}).slice(0, 1).to_pylist()
+    nasty = [*NASTY, 'a,"b";\r\n=1+1', ":bomb: \\"]
+    rows[0]["labels"] = [{"label": text, "sources": 1} for text in nasty]
+    schema = workspace.table("campaigns").read({"period": PERIODS[0]}).schema
+    text = exports.as_csv(exports.campaign_table(pa.Table.from_pylist(rows, schema))).decode()
+    (found,) = csv.DictReader(io.StringIO(text, newline=""))
+    assert found["labels"] == "; ".join(f"{label} 1" for label in nasty)
 
 
 def test_labels_that_xml_cannot_hold(workspace: Workspace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from rayscan.config import ModelConfig, SplitConfig, TrainConfig
+from rayscan.config import ModelConfig, SplitConfig, TrainConfig, digest
 from rayscan.errors import DataError, ModelError
 from rayscan.model.embed import embed, packed
 from rayscan.model.encoder import Encoder
@@ -23,8 +24,9 @@ from rayscan.model.sampling import PairSampler, validation_sample
 MODEL = ModelConfig(inputs=("dst_port", "gap"), d_model=16, layers=1, heads=2, d_ff=16, d_embedding=8)
 SPLIT = SplitConfig(validation_sources=0.3, test_sources=0)
 TRAIN = TrainConfig(
-    steps=24, batch_sources=10, warmup_steps=4, validate_every=6, checkpoint_every=7, learning_rate=3e-3
-)
+    steps=24, batch_sources=10, warmup_steps=4, validate_every=6, checkpoint_every=7, learning_rate=3e-3,
+    precision="float32",
+)  # fmt: skip
 
 
 def telescope(sources: int = 60, per_source: int = 6, seed: int = 0) -> Sequences:
@@ -69,10 +71,12 @@ def losses(metrics: list[dict[str, float]]) -> list[float]:
 def test_learns_to_separate_unseen_sources():
     train = TRAIN.model_copy(update={"steps": 60})
     torch.manual_seed(0)
-    before = separation(Encoder(MODEL), VALIDATION, "cpu")
+    before = separation(Encoder(MODEL), VALIDATION, "cpu", "float32")
     result = fit(MODEL, train, sampler(train), validation=VALIDATION)
     assert result.separation > before + 0.05
-    assert result.separation == pytest.approx(separation(result.encoder, VALIDATION, "cpu"), abs=1e-6)
+    assert result.separation == pytest.approx(
+        separation(result.encoder, VALIDATION, "cpu", "float32"), abs=1e-6
+    )
     assert np.mean(losses(result.metrics)[-5:]) < np.mean(losses(result.metrics)[:5]) - 0.3
 
 
@@ -92,7 +96,8 @@ def test_first_loss_is_that_of_the_initial_weights():
     """The loop adds nothing to the definition: loss of step 1 without dropout, computed by hand."""
     model = MODEL.model_copy(update={"dropout": 0.0})
     start: list[TrainState] = []
-    train = TRAIN.model_copy(update={"steps": 1, "learning_rate": 1e-30, "negatives": "anchor"})
+    alone = {"negatives": "anchor", "temperature": (0.15,)}
+    train = TRAIN.model_copy(update={"steps": 1, "learning_rate": 1e-30, **alone})
     result = fit(model, train, sampler(train), on_checkpoint=lambda s, m: start.append(s))
     encoder = Encoder(model)
     encoder.load_state_dict({k[6:]: x for k, x in start[0].tensors.items() if k.startswith("model.")})
@@ -100,7 +105,7 @@ def test_first_loss_is_that_of_the_initial_weights():
     first, second, _ = sampler(train).draw(pool, 0)
     with torch.no_grad():
         z = encoder.eval()(collate(pool.sequences, np.r_[first, second], model))
-    logits = (z @ z.T / train.temperature).masked_fill(torch.eye(20, dtype=torch.bool), -math.inf)
+    logits = (z @ z.T / 0.15).masked_fill(torch.eye(20, dtype=torch.bool), -math.inf)
     expected = nn.functional.cross_entropy(logits, (torch.arange(20) + 10) % 20)
     assert result.metrics[0]["loss"] == pytest.approx(expected.item(), abs=1e-5)
 
@@ -169,7 +174,7 @@ def test_best_weights_survive_a_restart_after_the_best_step():
     done = fit(MODEL, TRAIN, sampler(), validation=VALIDATION, start_state=kept[-1])
     assert done.metrics == []
     assert done.separation == kept[-1].best_separation
-    assert separation(done.encoder, VALIDATION, "cpu") == pytest.approx(done.separation, abs=1e-6)
+    assert separation(done.encoder, VALIDATION, "cpu", "float32") == pytest.approx(done.separation, abs=1e-6)
 
 
 def test_random_state_and_threads_outside_are_left_alone():
@@ -179,6 +184,39 @@ def test_random_state_and_threads_outside_are_left_alone():
     fit(MODEL, TRAIN.model_copy(update={"steps": 2}), sampler())
     assert torch.equal(torch.rand(3), expected)
     assert torch.get_num_threads() == threads
+
+
+def test_patience_ends_what_gets_no_better(tmp_path):
+    """With a tiny rate nothing changes after the first validation; the rest is as if it had been the plan."""
+    train = TRAIN.model_copy(update={"patience": 2, "learning_rate": 1e-30})
+    kept: list[TrainState] = []
+    result = fit(
+        MODEL, train, sampler(train), validation=VALIDATION, on_checkpoint=lambda s, m: kept.append(s)
+    )
+    assert (result.best_step, len(result.metrics)) == (6, 18)
+    assert [state.step for state in kept] == [7, 14, 18]
+    again = fit(MODEL, train, sampler(train), validation=VALIDATION, start_state=kept[-1])
+    assert again.metrics == [] and again.separation == result.separation
+    mp.spawn(_patient, (str(tmp_path),), nprocs=2)
+    assert [Path(tmp_path, str(rank)).read_text() for rank in (0, 1)] == ["18", "18"]
+
+
+def _patient(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    train = TRAIN.model_copy(update={"patience": 2, "learning_rate": 1e-30})
+    result = fit(MODEL, train, sampler(train, rank, 2), validation=VALIDATION)
+    Path(folder, str(rank)).write_text(str(len(result.metrics)))
+    dist.destroy_process_group()
+
+
+def test_checkpoint_of_another_architecture_is_refused():
+    kept: list[TrainState] = []
+    train = TRAIN.model_copy(update={"steps": 1})
+    fit(MODEL, train, sampler(train), on_checkpoint=lambda s, m: kept.append(s))
+    wide = MODEL.model_copy(update={"d_ff": 32})
+    with pytest.raises(ModelError, match="another architecture"):
+        fit(wide, train, sampler(train), start_state=replace(kept[0], settings=digest(wide, train)))
 
 
 def test_checkpoint_of_other_settings_is_refused():
@@ -252,6 +290,27 @@ def test_clipping_limits_the_step():
     assert result.metrics[0]["gradient_norm"] > 1e-2  # reported as it was
 
 
+def test_bfloat16_trains_as_float32_does():
+    """The same batches and dropout, so the same curve but for rounding. It is stored and resumed alike."""
+    rough = TRAIN.model_copy(update={"precision": "bfloat16"})
+    exact, found = (fit(MODEL, train, sampler(train), validation=VALIDATION) for train in (TRAIN, rough))
+    assert losses(found.metrics) != losses(exact.metrics)
+    np.testing.assert_allclose(losses(found.metrics), losses(exact.metrics), rtol=0.1)
+    np.testing.assert_allclose(losses(found.metrics)[:5], losses(exact.metrics)[:5], rtol=0.005)
+    assert found.separation == pytest.approx(exact.separation, abs=0.02)
+    assert {p.dtype for p in found.encoder.parameters()} == {torch.float32}
+
+
+@pytest.mark.filterwarnings("ignore")  # of what torch does inside
+def test_fused_layers_train_as_others_do():
+    still = MODEL.model_copy(update={"dropout": 0.0})  # fused, dropout draws other numbers
+    train = TRAIN.model_copy(update={"steps": 3})
+    fused = train.model_copy(update={"compile": True})
+    exact, found = (fit(still, one, sampler(one), validation=VALIDATION) for one in (train, fused))
+    np.testing.assert_allclose(losses(found.metrics), losses(exact.metrics), rtol=1e-4)
+    assert found.separation == pytest.approx(exact.separation, abs=1e-3)
+
+
 def test_auroc_against_all_pairs():
     rng = np.random.default_rng(0)
     positive, negative = rng.integers(0, 6, 40) / 5, rng.integers(0, 5, 70) / 5
@@ -269,15 +328,20 @@ def test_auroc_against_all_pairs():
 def test_embedding_does_not_depend_on_packing():
     torch.manual_seed(0)
     encoder = Encoder(MODEL).train()
-    whole = embed(encoder, DATA, 10**6)
-    assert encoder.training
-    assert whole.dtype == np.float32
-    np.testing.assert_allclose(np.linalg.norm(whole, axis=1), 1, atol=1e-5)
-    for tokens in (1, 64, 1000):
-        np.testing.assert_allclose(embed(encoder, DATA, tokens), whole, atol=1e-5)
     shuffled = np.random.default_rng(0).permutation(len(DATA))
-    np.testing.assert_allclose(embed(encoder, DATA.take(shuffled), 500), whole[shuffled], atol=1e-5)
-    assert embed(encoder, DATA.take(np.arange(0)), 100).shape == (0, 8)
+    exact = embed(encoder, DATA, 10**6, precision="float32")
+    for precision, within in (("float32", 1e-5), ("bfloat16", 2e-2)):
+        whole = embed(encoder, DATA, 10**6, precision=precision)
+        assert encoder.training
+        assert whole.dtype == np.float32
+        np.testing.assert_allclose(whole, exact, atol=within)
+        np.testing.assert_allclose(np.linalg.norm(whole, axis=1), 1, atol=1e-5)
+        for tokens in (1, 64, 1000):
+            found = embed(encoder, DATA, tokens, precision=precision)
+            np.testing.assert_allclose(found, whole, atol=within)
+        found = embed(encoder, DATA.take(shuffled), 500, precision=precision)
+        np.testing.assert_allclose(found, whole[shuffled], atol=within)
+        assert embed(encoder, DATA.take(np.arange(0)), 100, precision=precision).shape == (0, 8)
 
 
 @pytest.mark.parametrize("tokens", [1, 16, 100, 10**9])

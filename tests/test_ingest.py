@@ -21,7 +21,7 @@ import pytest
 
 from rayscan import planning
 from rayscan.config import IngestConfig, RunConfig, load
-from rayscan.errors import ConfigError
+from rayscan.errors import CommitConflict, ConfigError
 from rayscan.keys import bucket_of
 from rayscan.planning import CaptureFile, capture_units, find_captures
 from rayscan.sequences import build
@@ -218,7 +218,8 @@ def test_a_kill_while_a_twin_takes_over_is_repaired(site: Site) -> None:
     results = [ingest_file(site.workspace, file, site.config) for file in site.due()]
     ledger = _Ledger(site.workspace, planning.ingest_version(site.config), INFO)
     ledger.captures = Workspace.open(site.captures.parent / "other", site.config.ingest).table("captures")
-    ledger.captures.replace_rows("path", [], site.workspace.table("captures").read(), INFO)
+    books = site.workspace.table("captures").read()
+    ledger.seen["captures"] = ledger.captures.replace_rows("path", [], books, INFO)
     ledger.commit(results, Counts())
     assert {Path(file.path).name for file in site.due()} == {"a"}
     site.ingest()
@@ -247,6 +248,67 @@ def test_a_kill_between_the_commits_is_repaired(site: Site) -> None:
     assert site.ingest().flows == 500
     assert site.flows().height == 500
     assert site.workspace.table("captures").read()["flows"].to_pylist() == [500]
+    assert site.due() == []
+
+
+def test_two_that_ingest_the_same_at_once_count_it_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second has looked at what is there, and the first commits before the second does."""
+    capture(site.captures / "a.parquet")
+    capture(site.captures / "b.parquet", 500, seed=2)
+    results = [[ingest_file(site.workspace, file, site.config) for file in site.due()] for _ in range(2)]
+    first, second = (
+        _Ledger(site.workspace, planning.ingest_version(site.config), CommitInfo(run, "config"))
+        for run in ("first", "second")
+    )
+    commit = second.flows.replace_files
+
+    def late(*arguments: Any) -> int:
+        first.commit(results[0], Counts())
+        return commit(*arguments)
+
+    monkeypatch.setattr(second.flows, "replace_files", late)
+    with pytest.raises(CommitConflict, match=r"flows: another run has replaced .*nothing was written"):
+        second.commit(results[1], Counts())
+    assert site.flows().height == 1500
+    assert sorted(row["flows"] for row in site.books()) == [500, 1000]
+    assert site.due() == []
+
+
+def test_a_run_that_was_overtaken_changes_no_books(site: Site) -> None:
+    """It read a capture before that was corrected, and comes to commit after another run took the new one."""
+    capture(site.captures / "a.parquet", seed=1)
+    slow = [ingest_file(site.workspace, file, site.config) for file in site.due()]
+    ledger = _Ledger(site.workspace, planning.ingest_version(site.config), INFO)
+    capture(site.captures / "a.parquet", 700, seed=2)
+    site.ingest()
+    with pytest.raises(CommitConflict):
+        ledger.commit(slow, Counts())
+    assert site.flows().height == 700
+    assert [row["flows"] for row in site.books()] == [700]
+    assert site.due() == []
+
+
+def test_many_that_ingest_at_once(site: Site) -> None:
+    for number in range(3):
+        capture(site.captures / f"{number}.parquet", 100, seed=number)
+    conflicts, ready = [], threading.Barrier(4)
+
+    def ingest() -> None:
+        ready.wait()
+        try:
+            site.ingest()
+        except CommitConflict as error:
+            conflicts.append(error)
+
+    threads = [threading.Thread(target=ingest) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(conflicts) < 4  # one at least got through
+    assert site.flows().height == sum(row["flows"] for row in site.books()) == 300
+    site.ingest()  # whoever was stopped between flows and books
+    assert site.flows().height == sum(row["flows"] for row in site.books()) == 300
     assert site.due() == []
 
 

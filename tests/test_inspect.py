@@ -71,6 +71,15 @@ def test_figures_are_those_of_the_rows(tmp_path: Path) -> None:
     assert one["missing"]["tcp_flags"] == "a model cannot use the input tcp_flags"
 
 
+def test_labels_are_shown_as_they_are(tmp_path: Path) -> None:
+    """No emoji, no colour, no backslash that was not there, no way to move the cursor."""
+    rows = traffic(4).with_columns(label=pl.Series([":bomb: \\", "[red]", "[/x]", "a\x1b[1Ab\nc"]))
+    rows.write_parquet(tmp_path / ":boom:.parquet")
+    text = rayscan(str(tmp_path / ":boom:.parquet")).stdout
+    for said in (":boom:.parquet", ":bomb: \\ 1", "[red] 1", "[/x] 1", "a [1Ab c 1"):
+        assert said in text
+
+
 def test_several_captures_add_up(tmp_path: Path) -> None:
     """Also where they are told by a pattern, compressed, or not to be read at all."""
     parts = [traffic(900, seed=seed) for seed in (1, 2)]

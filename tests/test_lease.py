@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -120,18 +121,114 @@ def test_a_lease_is_renewed_while_it_is_held(workspace: Workspace) -> None:
         assert holders(workspace)[0]["expires"] > first
 
 
+def is_taken_over(held: Lease) -> None:
+    """Another one takes the lease, and the holder's next renewal comes upon it."""
+    put(held.workspace)
+    deadline = time.monotonic() + 20
+    while not held.lost and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
 def test_a_lease_that_was_taken_over_is_noticed(workspace: Workspace) -> None:
     with lease(workspace, NAME, seconds=1.0) as held:
-        put(workspace)
-        deadline = time.monotonic() + 20
-        while not held.lost and time.monotonic() < deadline:
-            time.sleep(0.1)
+        is_taken_over(held)
         with pytest.raises(CommitConflict, match="node7, process 12 has taken it over"):
             held.check()
     assert [row["owner"] for row in holders(workspace)] == ["node7, process 12"]  # not given back
 
 
-def test_a_holder_trusts_its_own_clock_alone(workspace: Workspace) -> None:
-    held = Lease(workspace, NAME, 600.0, until=time.monotonic() - 1)
+def late(workspace: Workspace) -> Lease:
+    """A lease whose holder slept for longer than it runs."""
+    held = Lease(workspace, NAME, 600.0)
+    held._take()
+    held.until = leases._clock() - 1
+    return held
+
+
+def test_a_holder_that_slept_over_its_lease_goes_on_only_if_nobody_had_it(workspace: Workspace) -> None:
+    held = late(workspace)
+    held.check()
+    held.check()
+    held.until = leases._clock() - 1
+    end(workspace, NAME)
+    with pytest.raises(CommitConflict, match="it was given up"):
+        held.check()
+    held = late(workspace)
+    end(workspace, NAME)
+    with lease(workspace, NAME):
+        pass  # and it is free again
+    with pytest.raises(CommitConflict, match="it was given up"):
+        held.check()
+
+
+@pytest.mark.parametrize("when", ["before", "between"])
+def test_a_lease_runs_out_while_storage_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """Before a renewal, or between one that was refused and the look at who has the lease."""
+    held = late(Workspace.open(tmp_path / "ws", IngestConfig()))
+    log = tmp_path / "ws" / "leases" / "_delta_log"
+    for commit in log.iterdir():
+        commit.write_text("{")  # opening the table fails
+    if when == "between":
+
+        def refused(_: Lease) -> None:
+            raise CommitConflict("on purpose")
+
+        monkeypatch.setattr(Lease, "_write", refused)
+    held._renew()
+    assert not held.lost  # the next try may come through
     with pytest.raises(CommitConflict, match="could not be renewed in time"):
         held.check()
+
+
+def test_commits_ask_whether_they_may_be_made(workspace: Workspace) -> None:
+    with lease(workspace, NAME, seconds=1.0) as held:
+        is_taken_over(held)
+        rejects = workspace.table("rejects")
+        with pytest.raises(CommitConflict, match="has taken it over"):
+            rejects.append([], {"x": 1}, CommitInfo("r", "h", check=held.check))
+    assert rejects.done([], None) == {}
+    assert rejects.version() <= 0
+
+
+HIDDEN = """
+import os, sys
+from rayscan.lease import _has_ended, _process
+os.setgid(65534), os.setuid(65534)
+assert _process(int(sys.argv[1].split()[0])) is None, "it is not hidden"
+print([_has_ended(one) for one in sys.argv[1:]])
+"""
+
+
+def test_the_process_of_another_user_counts_as_alive(tmp_path: Path) -> None:
+    """Where /proc shows nobody the processes of others."""
+    mine = leases._process(os.getpid())
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    hide = 'mount -t proc -o hidepid=2 proc /proc && exec "$@"'
+    command = ["unshare", "--mount", "sh", "-c", hide, "sh"]
+    if subprocess.run([*command, "true"], capture_output=True).returncode:
+        pytest.skip("no other /proc can be mounted here: it takes root")
+    words = [sys.executable, "-c", HIDDEN, str(mine), f"{ended.pid} 1"]
+    found = subprocess.run([*command, *words], capture_output=True, text=True)
+    assert found.stdout == "[False, True]\n", found.stderr
+    assert not leases._has_ended(str(mine))
+    assert leases._has_ended(f"{os.getpid()} 1")  # its number, and another start
+
+
+def test_an_end_does_not_wait_for_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "_GOODBYE_S", 0.2)
+    workspace = Workspace.open(tmp_path, IngestConfig())
+    asked, answer = threading.Event(), threading.Event()
+
+    def stuck(_: Lease) -> None:
+        asked.set()
+        answer.wait(30)
+
+    with lease(workspace, NAME, seconds=0.2):
+        monkeypatch.setattr(Lease, "_renew", stuck)
+        assert asked.wait(10)
+        began = time.monotonic()
+    assert time.monotonic() - began < 5
+    answer.set()

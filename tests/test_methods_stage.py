@@ -17,6 +17,7 @@ from rayscan import planning
 from rayscan.cli import main
 from rayscan.config import load
 from rayscan.evaluation.splits import TRAIN, part_of
+from rayscan.lease import lease
 from rayscan.simulate import simulate_to
 from rayscan.tables import Workspace
 
@@ -114,7 +115,31 @@ def test_sources_that_a_method_does_not_know_have_no_vector(workspace: Path) -> 
     assert unseen["covered"] == 0 < unseen["available"]["sequences"]
     assert seen["covered"] == seen["available"]["sequences"] and "model" not in seen["methods"]
     why = {item["what"]: item["why"] for item in evaluation["not_computed"]}
-    assert why["unseen sequences / model by source"] == "ip2vec has one vector for all sequences of a source"
+    one = "ip2vec has one vector for all sequences of a source"
+    assert why["unseen sequences / model by source"] == one
+    assert why["other thresholds"] == "fewer than two sequences of validation sources"
+    assert evaluation["threshold"]["sweep"] is None
+    periods = evaluation["clusters"]["periods"]
+    assert periods and all(why[f"clusters / {period} / by_source"] == one for period in periods)
+    assert all(found["by_source"] is None for found in periods.values())
+
+
+def test_the_papers_protocol_gives_one_vector_a_source_no_credit(workspace: Path) -> None:
+    """And says again what it found when there is nothing to do."""
+    settings = of_method("ip2vec", "cluster.threshold=0.5", "paper.solver=moves")
+    assert rayscan("train", "-w", workspace, *settings).exit_code == 0
+    assert rayscan("embed", "-w", workspace, *settings).exit_code == 0
+    done = rayscan("evaluate", "--protocol", "paper", "-w", workspace, *settings)
+    assert done.exit_code == 0, done.stderr
+    found = json.loads((workspace / "runs/ip2vec/evaluation-paper.json").read_text())
+    seen = found["parts"]["unseen sequences"]
+    assert seen["by_source"] is None and seen["by_label"] is not None
+    assert seen["clusters"]["at_chosen"]["by_source"] is None is found["chosen"]["by_source"]
+    assert all(row["by_source"] is None for row in seen["clusters"]["rows"])
+    again = rayscan("evaluate", "--protocol", "paper", "-w", workspace, *settings)
+    assert again.exit_code == 4
+    shown = [line for line in done.stderr.splitlines() if line.startswith(("unseen", "not computed"))]
+    assert shown and all(line in again.stderr for line in shown)
 
 
 def test_what_changes_in_a_period_makes_all_of_it_due(workspace: Path, tmp_path: Path) -> None:
@@ -164,6 +189,8 @@ def test_one_table_of_all_that_was_asked_for(workspace: Path) -> None:
     assert (rows["ip2vec"]["coverage"], rows["ip2vec, transductive"]["coverage"]) == (0, 1)
     page = workspace / "runs/main/compare/comparison.html"
     assert str(page) in done.stderr and "ip2vec, transductive" in page.read_text()
+    stored = json.loads((workspace / "runs/main/comparison.json").read_text())
+    assert stored["rows"] == json.loads(done.stdout)["table"]
 
     files = sorted((workspace / "runs/main/compare").glob("*.json"))
     written = {file: file.stat().st_mtime_ns for file in files}
@@ -173,6 +200,9 @@ def test_one_table_of_all_that_was_asked_for(workspace: Path) -> None:
     rayscan(*words, "--set", "evaluate.bootstrap=21")
     changed = {file.name for file in files if file.stat().st_mtime_ns != written[file]}
     assert changed == {"port-share-0.json", "ip2vec-0.json"}
+    with lease(Workspace.open(workspace), "compare-main"):
+        busy = rayscan(*words)
+    assert busy.exit_code == 4 and "compare-main" in busy.stderr
     wrong = rayscan(*words, "--period", "1999-01")
     assert wrong.exit_code == 1 and "there are no sequences of 1999-01" in wrong.stderr
 

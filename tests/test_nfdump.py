@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import resource
 import shutil
 import struct
 import subprocess
@@ -66,7 +65,7 @@ EXPECT = [
 
 @installed
 def test_the_program_is_held_to_its_limits(captured: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nfdump, "_LIMITS", {resource.RLIMIT_AS: 1 << 20})
+    monkeypatch.setattr(nfdump, "_KIBIBYTES", 1 << 10)
     with pytest.raises(FormatError, match="damaged: nfdump says"):
         read(captured)
 

@@ -15,9 +15,9 @@ from scipy import sparse
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from rayscan.errors import DataError
-from rayscan.evaluation import tiles
-from rayscan.evaluation.blockwise import Compared, compare, nearest, pair_statistics, retrieval
-from rayscan.evaluation.pairs import PairCounts, centres, same_pairs, same_sums
+from rayscan.evaluation import pairs, tiles
+from rayscan.evaluation.blockwise import Compared, compare, nearest, own_counts, pair_statistics, retrieval
+from rayscan.evaluation.pairs import BINS, PairCounts, centres, different_sums, same_pairs, same_sums
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]
@@ -253,6 +253,50 @@ def test_same_pairs_and_sums_are_those_of_the_histogram() -> None:
     sums, numbers = same_sums(vectors, groups, centres()[None], exclude=sources)
     np.testing.assert_array_equal(numbers, counted.sum(1))
     np.testing.assert_allclose(sums[0], (full * counted).sum(1), atol=1e-3)
+
+
+def corners(n: int, seed: int) -> Floats:
+    """Vectors whose products are exact in float32, so that no order of adding moves a pair to another bin."""
+    return np.random.default_rng(seed).choice(np.float32([-0.25, 0.25]), (n, 16))
+
+
+def test_own_counts_are_those_of_each_group() -> None:
+    """One group has more pairs than are held one by one, others a few, one or none."""
+    groups = np.random.default_rng(10).permutation(np.repeat(np.arange(6), [1, 200, 2, 40, 3, 1]))
+    vectors = corners(len(groups), 10)
+    found = own_counts(vectors, groups)
+    assert found.shape == (6, BINS) and found.nnz < 6 * 17
+    for group in range(6):
+        rows = vectors[groups == group]
+        i, j = np.triu_indices(len(rows), 1)
+        at = np.round(((rows @ rows.T)[i, j] + 1) * (BINS - 1) / 2).astype(np.int64)
+        np.testing.assert_array_equal(found[[group]].toarray()[0], np.bincount(at, minlength=BINS))
+    np.testing.assert_array_equal(found.sum(axis=0), pair_statistics(vectors, groups).same)
+    assert own_counts(sparse.csr_array(vectors), groups).nnz == found.nnz
+    assert own_counts(vectors[:0], groups[:0]).shape == (0, BINS)
+
+
+def test_different_sums_are_those_of_all_other_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(11)
+    groups, sources = rng.integers(0, 5, 200), rng.integers(0, 50, 200)
+    vectors = around(groups, 8, 0.7, 11)
+    full = (vectors @ vectors.T).astype(np.float64)
+    counted = (groups[:, None] != groups) & (sources[:, None] != sources)
+    for rows in (vectors, sparse.csr_array(vectors)):
+        sums, numbers = different_sums(rows, groups, centres()[None], exclude=sources)
+        np.testing.assert_array_equal(numbers, counted.sum(1))
+        np.testing.assert_allclose(sums[0], (full * counted).sum(1), atol=5e-3)
+    monkeypatch.setattr(pairs, "_OTHERS", 100)
+    some = np.zeros(200, bool)
+    some[np.linspace(0, 199, 100).astype(int)] = True
+    sums, numbers = different_sums(vectors, groups, centres()[None], exclude=sources)
+    np.testing.assert_array_equal(numbers, (counted & some).sum(1))
+    counts = pair_statistics(vectors, groups, exclude=sources)
+    ranks, from_above = (each[None] for each in (counts.ranks(), counts.ranks_from_above()))
+    monkeypatch.undo()
+    for summed, table in ((same_sums, ranks), (different_sums, from_above)):
+        sums, numbers = summed(vectors, groups, table, exclude=sources)
+        assert sums.sum() / numbers.sum() == pytest.approx(counts.auroc(), abs=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 import uuid
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import servers
@@ -20,13 +23,17 @@ from click.testing import CliRunner, Result
 from processes import below, command_of, kill
 
 from rayscan.cli import main
+from rayscan.config import IngestConfig, load
+from rayscan.lease import holders, lease
+from rayscan.pipeline import Run
+from rayscan.planning import Unit, model_id, sweep_id
 from rayscan.simulate import simulate_to
 from rayscan.tables import Workspace
 
 SMALL = [
     "ingest.n_buckets=2", "train.steps=12", "train.batch_sources=32", "train.validate_every=6",
-    "train.checkpoint_every=4", "model.layers=1", "model.d_model=32", "model.d_ff=32", "model.heads=2",
-    "evaluate.bootstrap=20",
+    "train.threads=1", "train.checkpoint_every=4", "model.layers=1", "model.d_model=32", "model.d_ff=32",
+    "model.heads=2", "evaluate.bootstrap=20",
 ]  # fmt: skip
 STAGES = ["ingest", "sequences", "train", "embed", "cluster", "campaigns", "evaluate", "report"]
 
@@ -162,6 +169,26 @@ def test_a_setting_redoes_what_depends_on_it(
     assert run(copy, captures, setting)[0] == 4
 
 
+def test_a_report_follows_the_evaluation_that_is_there(copy: Path, captures: Path) -> None:
+    """Whether it was evaluated before or after: what the page shows is what there is."""
+    place = copy / "runs" / "main"
+    for name in ("evaluation.json", "report.html", "report.json"):
+        (place / name).unlink()
+    words = arguments(copy, captures)
+    assert rayscan("report", *words).exit_code == 0
+    assert "Nothing was evaluated" in (place / "report.html").read_text()
+    assert rayscan("report", *words).exit_code == 4
+    assert rayscan("evaluate", *words).exit_code == 0
+    assert rayscan("report", *words).exit_code == 0
+    page = (place / "report.html").read_text()
+    assert "Nothing was evaluated" not in page and "The evaluation is" not in page
+    assert rayscan("report", *words).exit_code == 4
+    assert run(copy, captures)[0] == 4
+    older = arguments(copy, captures, "evaluate.bootstrap=5")
+    assert rayscan("report", *older).exit_code == 0
+    assert "The evaluation is older than" in (place / "report.html").read_text()
+
+
 def test_another_capture_redoes_its_periods_alone(copy: Path, captures: Path, tmp_path: Path) -> None:
     more = tmp_path / "more"
     more.mkdir()
@@ -287,6 +314,91 @@ def test_a_scanner_list_redoes_what_asks_it(copy: Path, captures: Path, tmp_path
 
 
 # ---------------------------------------------------------------------------------------------
+# Who may write what, and how an end is told
+# ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Workspace:
+    """A workspace without flows, in which every plan of a stage fails."""
+    return Workspace.open(tmp_path / "ws", IngestConfig())
+
+
+def test_a_run_without_the_lease_leaves_the_record_alone(empty: Workspace) -> None:
+    record = {"status": "running", "error": None}
+    empty.write_json("runs/main/run.json", record)
+    with lease(empty, "run-main"):
+        assert rayscan("sequences", "-w", empty.uri).exit_code == 1
+        assert empty.read_json("runs/main/run.json") == record
+        assert empty.read_json("runs/main/config.yaml") is None
+    assert rayscan("sequences", "-w", empty.uri).exit_code == 1
+    found = empty.read_json("runs/main/run.json") or {}
+    assert (found["status"], "there are no flows" in found["error"]) == ("failed", True)
+    assert holders(empty) == []
+
+
+def test_a_record_that_cannot_be_written_hides_no_error(
+    empty: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path(empty.uri, "runs").write_text("")  # no folder
+    failed = rayscan("sequences", "-w", empty.uri)
+    assert failed.exit_code == 1
+    assert "rayscan: there are no flows" in failed.stderr
+    assert "does not stand in its run.json: cannot create the folder" in failed.stderr
+
+    def stopped(_: Run) -> list[Unit]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("still here")
+
+    monkeypatch.setattr(Run, "_plan_sequences", stopped)
+    assert rayscan("sequences", "-w", empty.uri).exit_code == 143
+
+
+def test_a_sweep_says_that_it_runs_and_why_it_did_not(
+    empty: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = "tune.space={train.learning_rate: {loguniform: [1e-4, 1e-2]}}"
+
+    def tune(*sets: str) -> tuple[int, dict[str, Any]]:
+        result = rayscan("tune", "-w", empty.uri, *(word for one in sets for word in ("--set", one)))
+        return result.exit_code, record(*sets)
+
+    def record(*sets: str) -> dict[str, Any]:
+        return empty.read_json(f"tuning/{sweep_id(load(sets=sets, env={}))}/run.json") or {}
+
+    code, found = tune()  # with nothing to vary
+    assert (code, found["status"], found["exit_code"]) == (2, "failed", 2)
+    code, found = tune(space)
+    assert (code, found["status"]) == (1, "failed")
+    assert "there are no sequences" in found["error"]
+    seen = []
+
+    def killed(*_: Any) -> None:
+        seen.append(record(space)["status"])
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("rayscan.planning.training_files", killed)
+    code, found = tune(space)
+    assert (code, seen, found["status"]) == (143, ["running"], "stopped")
+
+
+def test_a_run_keeps_to_its_model_and_nobody_switches_meanwhile(empty: Workspace) -> None:
+    old, new = ("a" * 32, "b" * 32)
+    config = load(env={})
+    for name, weights in ((model_id(config), old), ("new", new)):
+        empty.write_json(f"models/{name}/config.json", {"weights": weights, "model": {}})
+    run = Run(empty, config)
+    assert run._model().weights == old
+    with lease(empty, "run-main"):
+        refused = rayscan("switch", "new", "-w", empty.uri)
+    assert (refused.exit_code, "is at work on run-main" in refused.stderr) == (4, True)
+    assert Run(empty, config)._model().weights == old
+    assert rayscan("switch", "new", "-w", empty.uri).exit_code == 0
+    assert Run(empty, config)._model().weights == new
+    assert run._model().weights == old
+
+
+# ---------------------------------------------------------------------------------------------
 # Training in several processes, and one that dies
 # ---------------------------------------------------------------------------------------------
 
@@ -314,18 +426,19 @@ def test_two_workers_train_what_one_does(copy: Path, captures: Path) -> None:
 @pytest.mark.timeout(900)
 def test_a_killed_training_worker_costs_nothing(copy: Path, captures: Path) -> None:
     """Kill a training process for real: the run goes on from the checkpoint, to the very same curve."""
-    sets = ["train.seed=21", "train.steps=200", "train.checkpoint_every=5", "train.validate_every=40"]
+    sets = ["train.seed=21", "train.steps=90", "train.checkpoint_every=5", "train.validate_every=30"]
     words = ["train", *arguments(copy, captures, *sets)]
     process = subprocess.Popen(
         [sys.executable, "-m", "rayscan", *words], stderr=subprocess.PIPE, text=True, env=os.environ.copy()
     )
     assert process.stderr
-    said = [process.stderr.readline() for _ in range(2)]  # some seconds apart: checkpoints are registered
-    assert all(line.startswith("train: ") for line in said), said
+    while len(list(copy.glob("training/*/*/checkpoint_*"))) < 2:  # with the second, the first is registered
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
     victims = [pid for pid in below(process.pid) if "RayTrainWorker" in command_of(pid)]
     assert victims
     kill(victims[0])
-    said += process.stderr.readlines()
+    said = process.stderr.readlines()
     assert process.wait() == 0, said
     assert any("going on from step" in line for line in said), said
     disturbed = curve(copy)
@@ -338,6 +451,28 @@ def test_a_killed_training_worker_costs_nothing(copy: Path, captures: Path) -> N
 # ---------------------------------------------------------------------------------------------
 # Object storage
 # ---------------------------------------------------------------------------------------------
+
+
+KEYS = {
+    "flows": ["capture", "ts", "src", "dst", "dst_port"],
+    "sequences": ["period", "sequence_id"],
+    "embeddings": ["period", "sequence_id"],
+    "clusters": ["period", "sequence_id"],
+    "campaigns": ["period", "campaign"],
+    "captures": ["path"],
+    "rejects": ["path", "reason"],
+}
+INEXACT = ("vector", "weight_own", "weight_next", "cohesion", "feature_sum")
+
+
+def exact(name: str, rows: pa.Table) -> pl.DataFrame:
+    """What a table says wherever it lies: no last bits of sums, and of a capture its name alone."""
+    found = pl.from_arrow(rows.drop_columns([column for column in rows.column_names if column in INEXACT]))
+    assert isinstance(found, pl.DataFrame)
+    if "path" in found.columns:
+        found = found.drop("modified", strict=False)
+        found = found.with_columns(pl.col("path").str.split("/").list.last())
+    return found
 
 
 @pytest.mark.slow
@@ -364,20 +499,23 @@ def test_the_whole_way_on_object_storage(
     ):
         environment = {**os.environ, "AWS_ENDPOINT_URL": endpoint, "RAY_TMPDIR": ray_folder}
         environment |= {"AWS_SECRET_ACCESS_KEY": secret, "AWS_SESSION_TOKEN": f"token-{secret}"}
-        for code in (0, 4):
-            command = [sys.executable, "-m", "rayscan", *words]
+        failing = ["--set", "embed.model=nowhere"]
+        refused = ["--set", f"captures.paths=s3://testing:{secret}@{bucket}/captures"]
+        for code, more in ((0, []), (4, []), (1, failing), (2, refused)):
+            command = [sys.executable, "-m", "rayscan", *words, *more]
             done = subprocess.run(command, capture_output=True, text=True, env=environment)
             assert done.returncode == code, done.stderr
             said += done.stdout + done.stderr
         logs = [path.read_bytes() for path in Path(ray_folder).rglob("*") if path.is_file()]
     workspace = Workspace.open(s3_prefix)
-    for name, keys in (("sequences", []), ("clusters", []), ("campaigns", ["campaign"])):
-        order = ["period", *(keys or ["sequence_id"])]
-        inexact = ("weight_own", "weight_next", "cohesion", "feature_sum")
-        columns = [c for c in table(finished, name).columns if c not in inexact]
-        found = pl.from_arrow(workspace.table(name).read(columns=columns))
-        assert isinstance(found, pl.DataFrame)
-        assert found.sort(order).equals(table(finished, name).select(columns).sort(order)), name
+    for name, keys in KEYS.items():
+        expected, found = (exact(name, of.table(name).read()) for of in (Workspace.open(finished), workspace))
+        assert found.sort(keys).equals(expected.sort(keys)), name
+    vectors = [
+        np.array(pl.from_arrow(of.table("embeddings").read()).sort("sequence_id")["vector"].to_list())
+        for of in (Workspace.open(finished), workspace)
+    ]
+    assert np.allclose(*vectors, atol=1e-5)
 
     made = servers.requests(log)
     assert sum(line["fault"] is not None for line in made) > 20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,7 @@ TOP = {
     "progress",
     "stages",
     "status",
+    "terminal",
     "tracking",
     "upgrade",
     "vectors",
@@ -152,6 +154,19 @@ def test_light_imports(module: str) -> None:
     code = f"import sys, {module}; print(sorted({{'ray', 'torch', 'pyarrow', 'numba'}} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+BENCHMARKS = [
+    p.stem for p in sorted((ROOT / "benchmarks").glob("*.py")) if "def main(" in p.read_text("utf-8")
+]
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_every_benchmark_starts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT)
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit, match=r"^0$"):
+        importlib.import_module(f"benchmarks.{name}").main()
 
 
 def test_jobs_are_short() -> None:

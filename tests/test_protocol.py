@@ -145,7 +145,7 @@ def test_intervals_hold_the_truth() -> None:
         found = evaluate({"p": few}, EvaluateConfig(bootstrap=60))["parts"]["p"]["methods"]["model"]
         for name in held:
             held[name] += found[name]["low"] <= model[name]["value"] <= found[name]["high"]
-    assert held["auroc"] >= 48 and held["mean_same"] >= 48
+    assert held["auroc"] >= 52 and held["mean_same"] >= 52
 
 
 def test_sample_is_capped_and_composes() -> None:

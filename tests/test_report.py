@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from browser.chromium import Chromium, find_chromium
+from pydantic import ValidationError
 from report_example import (
     NASTY,
     START_US,
@@ -31,11 +32,13 @@ from report_example import (
 
 from rayscan import schema
 from rayscan.captures.scanners import Scanners
+from rayscan.config import ReportConfig
 from rayscan.errors import SchemaError
-from rayscan.report import ReportData, render, summarise, words
+from rayscan.report import ReportData, activity, details, render, summarise, words
+from rayscan.report.data import CAMPAIGNS, NEAR, PERIODS, POINTS
 from rayscan.report.details import DETAILS
-from rayscan.report.page import CAMPAIGNS, NEAR, PERIODS, POINTS, verdict
-from rayscan.report.plots import block
+from rayscan.report.page import verdict
+from rayscan.report.plots import _campaign_codes, block
 from rayscan.report.summary import ACTIVITY, origins
 from rayscan.report.sweep import sweep_page
 
@@ -101,6 +104,7 @@ def nothing(**more: Any) -> ReportData:
         "details": DETAILS.empty_table(),
         "near": NEAR.empty_table(),
         "evaluation": None,
+        "seeds": None,
         "training": None,
         "threshold": {},
         "points": None,
@@ -228,6 +232,8 @@ def test_sentences_stand_apart(data: ReportData) -> None:
     )
     assert "No capture labels its sources. No capture records what" in text
     assert "Mirai. No list of known" in text
+    both = " ".join(Page(render(replace(two_periods(), show_sources=False))).text.split())
+    assert "was last there. 40 sequences stayed alone and are not listed. Addresses and networks" in both
 
 
 def test_sections_are_in_order(page: Page) -> None:
@@ -253,9 +259,33 @@ def test_figures_stand_beside_their_floors(page: Page) -> None:
     assert "same label 3-nearest-neighbour macro-F1 0.882" in text
     assert "4,000 pairs of one source and 20,000 pairs of different sources, weighted as if 50%" in text
     assert "off by 3.1% on average" in text
+    assert "same label, other networks (/24) AUROC 0.932 0.922 to 0.942 0.817" in text
     assert "validation / labels: no label has 5 sources or more" in text
     below = " ".join(Page(render(example(evaluation=evaluation(0.8, 0.867)))).text.split())
     assert "AUROC 0.800 not above the floor" in below
+
+
+def test_agreement_has_intervals_as_far_as_there_are(page: Page) -> None:
+    text = " ".join(page.text.split())
+    assert (
+        "2024-03 source 900 80 0.550 0.550 to 0.600 0.710 0.720 0.700 to 0.740 "
+        "0.910 0.900 to 0.920 0.420 0.570 0.500 to 0.600" in text
+    )
+    assert "0.420 0.570 0.400 to 0.700" in text  # against labels: pairs of different sources
+    scores = evaluation()
+    del scores["clusters"]["periods"]["2024-03"]["by_source"]["intervals"]  # as older evaluations are
+    older = " ".join(Page(render(example(evaluation=scores))).text.split())
+    assert "2024-03 source 900 80 0.550 0.710 0.720 0.910 0.420 0.570" in older
+
+
+def test_figures_over_seeds_are_told(data: ReportData, page: Page) -> None:
+    text = " ".join(page.text.split())
+    assert "3 models, of seeds 0, 1, 2 " in text and "other settings than this run" not in text
+    assert "unseen sources source 0.981 ± 0.004 0.976 to 0.986 0.660 ± 0.004" in text
+    assert "0.905 to 0.915, of 2 seeds" in text
+    other = Page(render(replace(data, config_hash="another"))).text
+    assert "with other settings than this run" in other
+    assert "Over seeds" not in Page(render(replace(data, seeds=None))).text
 
 
 def test_only_its_own_scripts_may_run(page: Page) -> None:
@@ -345,8 +375,8 @@ def test_unlabelled_captures_say_so() -> None:
     assert "No capture labels its sources." in text and "No capture records what shows the tools" in text
 
 
-def test_many_campaigns_are_counted_not_listed() -> None:
-    n = 100_000
+def many_campaigns(n: int) -> pa.Table:
+    """So many campaigns of one month, the last the largest; ten of them are sequences that stayed alone."""
     at = pa.array([datetime(2024, 3, 1, tzinfo=UTC)] * n, schema.TIME)
     columns: dict[str, Any] = dict.fromkeys(CAMPAIGNS.names, np.full(n, 2))
     columns |= {
@@ -360,8 +390,12 @@ def test_many_campaigns_are_counted_not_listed() -> None:
     }
     columns["sources"] = np.arange(n)
     columns["sequences"] = np.r_[np.ones(10, np.int64), np.full(n - 10, 2)]
-    many = pa.table(columns, schema=CAMPAIGNS)
-    page = Page(render(example(campaigns=many, points=None, max_clusters=20)))
+    return pa.table(columns, schema=CAMPAIGNS)
+
+
+def test_many_campaigns_are_counted_not_listed() -> None:
+    n = 100_000
+    page = Page(render(example(campaigns=many_campaigns(n), points=None, max_clusters=20)))
     assert {len(column) for column in page.data["table"].values()} == {20}
     assert {len(column) for column in page.details.values()} == {20}
     assert page.data["ids"][0] == f"2024-03-{99_999:x}"  # the most sources
@@ -414,6 +448,15 @@ def test_what_colours_the_map(page: Page) -> None:
     times = Page(render(example(points=point_table(x=[0.0] * 4, y=[0.0] * 4)))).data["points"]["by"]["time"]
     assert times["names"][0] == "2024-03-01" and times["names"][-1] == "2024-03-10"
     assert numbers(times["codes"]) == [0, 0, 0, 9]
+
+
+def test_the_map_has_a_code_for_every_campaign_that_may_have_a_row(data: ReportData) -> None:
+    with pytest.raises(ValidationError, match="less than or equal to 50000"):
+        ReportConfig(max_clusters=50_001)
+    keys = [("2024-03", cluster) for cluster in range(50_000)]
+    points = point_table(cluster=[0, 49_999, 50_000, None])
+    codes = numbers(_campaign_codes(points, keys, list(range(50_000)))["codes"])
+    assert codes == [0, 49_999, 50_000, 50_001]
 
 
 def test_activity_shown_is_all_there_is(data: ReportData, page: Page) -> None:
@@ -583,7 +626,12 @@ def test_rows_sort_by_number_and_back(opened: Chromium) -> None:
         ("sources<48 mirai>90%", 0),
         ("mirai>90%", 2),
         ("change:split", 1),
+        ("change:grown", 1),
+        ("change:shrunk", 0),
         ("first>2024-03-25", 0),
+        ("first>2024-02-29T23:59", 9),
+        ("last<2024-03-02t12:30:00z", 0),
+        ("campaign:2024-04-77", 1),
         ("last<2024-05-01 port:23/tcp", 2),
         ("port:no-such-port", 0),
     ],
@@ -598,14 +646,82 @@ def test_rows_filter_by_words_and_conditions(opened: Chromium, text: str, found:
 def test_a_condition_that_makes_no_sense_is_named(opened: Chromium) -> None:
     everything(opened)
     assert len(type_filter(opened, "sources>many 22/tcp")) == 2
-    assert opened.ask("document.getElementById('wrong').textContent") == "Not understood: sources>many"
+    wrong = "document.getElementById('wrong').textContent"
+    assert opened.ask(wrong) == "Not understood: sources>many"
+    for text, said in (
+        ("first>15", "Not understood: first>15"),
+        ("known>0", "This report has no column known."),
+        ("scanner:shodan", "This report has no column scanner."),
+        (
+            "soruces>5",
+            "No column is called soruces; there are change, sources, sequences, flows, port, label",
+        ),
+    ):
+        assert len(type_filter(opened, text)) == 9 and opened.ask(wrong).startswith(said)
+    assert type_filter(opened, "unknown:word") == [] and opened.ask(wrong) == ""  # a label may hold a colon
+
+
+TABBED = "(() => { const e = document.activeElement; return [e.tagName, e.textContent, e.className]; })()"
+
+
+def tab_to(browser: Chromium, selector: str) -> None:
+    """Press Tab until the focus is on such an element."""
+    for _ in range(60):
+        browser.press("Tab")
+        if browser.ask(f"document.activeElement.matches({json.dumps(selector)})"):
+            return
+    raise AssertionError(f"no {selector} after 60 times Tab, but {browser.ask(TABBED)}")
+
+
+def test_the_table_is_worked_by_keyboard(opened: Chromium) -> None:
+    everything(opened)
+    choose(opened, "period", "2024-03")
+    opened.ask("document.getElementById('filter').focus()")
+    tab_to(opened, "#campaign-table th:nth-child(4) button")
+    order = "document.activeElement.closest('th').getAttribute('aria-sort')"
+    opened.press("Enter")
+    assert opened.ask(order) == "descending"
+    opened.press("Enter")
+    assert opened.ask(order) == "ascending"
+    assert cells(opened, 3) == sorted(cells(opened, 3), key=int)
+    tab_to(opened, "#campaign-table tbody tr:first-child button")
+    expanded = "document.activeElement.getAttribute('aria-expanded')"
+    outline = "getComputedStyle(document.activeElement).outlineStyle"
+    opened.press("Enter")
+    assert opened.ask(expanded) == "true" and opened.ask(outline) == "solid"
+    assert opened.ask("document.querySelectorAll('tr.open').length") == 1
+    tab_to(opened, "tr.open .detail > div > div:last-child > .near button")
+    opened.press("Enter")  # to a neighbour, which takes the focus
+    assert opened.ask("document.querySelectorAll('tr.open').length") == 2
+    assert opened.ask(expanded) == "true"
+    opened.press("Enter")
+    assert opened.ask(expanded) == "false"
+    everything(opened)
+    assert opened.problems == []
+
+
+def test_the_map_is_worked_by_keyboard(opened: Chromium) -> None:
+    opened.ask("document.getElementById('map-all').focus()")
+    tab_to(opened, ".map canvas")
+    opened.ask(FRAME)
+    picture = "document.querySelector('.map canvas').toDataURL()"
+    seen = [opened.ask(picture)]
+    for key in ("+", "ArrowLeft", "ArrowUp", "-"):
+        opened.press(key)
+        opened.ask(FRAME)
+        seen.append(opened.ask(picture))
+    assert len(set(seen)) == len(seen)
+    opened.press("0")
+    opened.ask(FRAME)
+    assert opened.ask(picture) == seen[0]
+    assert opened.problems == []
 
 
 def test_the_newest_period_comes_first(opened: Chromium) -> None:
     assert opened.ask("document.getElementById('period').options[0].value") == "2024-04"
     everything(opened)
     choose(opened, "period", "2024-04")
-    assert sorted(cells(opened, 1)) == ["as many", "split off", "× 2.0"]
+    assert sorted(cells(opened, 1)) == ["as many", "grown × 2.0", "split off"]
 
 
 def test_a_row_opens_and_closes(opened: Chromium) -> None:
@@ -647,8 +763,12 @@ def test_campaigns_lead_to_each_other(opened: Chromium) -> None:
 
 def test_the_timeline_tells_what_became_of_campaigns(opened: Chromium) -> None:
     text = opened.ask("document.querySelector('.history').innerText")
-    for said in ("new", "split off from 2024-03-1", "merged into 2024-03-2", "gone"):
+    for said in ("new", "split off from 2024-03-1", "merged into 2024-03-2", "gone", "grown × 2.0"):
         assert said in text
+    told = opened.ask("document.querySelector('#history .plot + .note').textContent")
+    assert told.startswith("In 2024-04: 1 grown, 1 continued, 1 split, 1 merged and 1 gone. Grown means half")
+    names = opened.ask("Charts.events(Charts.theme()).data.map((trace) => trace.name)")
+    assert {"grown", "shrunk"} < set(names)
 
 
 INK = """(() => { const c = document.querySelector('.map canvas'), copy = document.createElement('canvas');
@@ -681,6 +801,54 @@ def test_the_map_draws_hides_and_describes(opened: Chromium) -> None:
     assert opened.problems == []
 
 
+CONTRASTS = """(() => {
+  const channels = (text) => text.match(/[\\d.]+/g).map(Number);
+  const light = (c) => [0.2126, 0.7152, 0.0722].reduce((sum, weight, i) => {
+    const part = c[i] / 255;
+    return sum + weight * (part <= 0.03928 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4);
+  }, 0);
+  const over = ([r, g, b, a = 1], below) => [r, g, b].map((part, i) => part * a + below[i] * (1 - a));
+  const path = (e) => (e ? [...path(e.parentElement), e] : []);
+  const found = {};
+  for (const e of document.querySelectorAll('body *')) {
+    const own = [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim());
+    if (!own || !e.checkVisibility() || e.closest('script, noscript, .skip, .hidden')) continue;
+    let below = [255, 255, 255];
+    let opacity = 1;
+    for (const one of path(e)) {
+      const style = getComputedStyle(one);
+      below = over(channels(style.backgroundColor), below);
+      opacity *= Number(style.opacity);
+    }
+    const style = getComputedStyle(e);
+    const colour = channels(e instanceof SVGElement ? style.fill : style.color);
+    const ink = over([...colour.slice(0, 3), (colour[3] ?? 1) * opacity], below);
+    const [a, b] = [light(ink), light(below)].sort((x, y) => y - x);
+    const key = `${e.tagName} ${e.getAttribute('class')} ${e.textContent.trim().slice(0, 30)}`;
+    found[key] = Math.min((a + 0.05) / (b + 0.05), found[key] ?? Infinity);
+  }
+  return found;
+})()"""
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_all_text_can_be_read(opened: Chromium, dark: bool) -> None:
+    """Contrast of 4.5 at least (WCAG 2.1, AA), with all open that can be opened, and a group hidden."""
+    opened.view(1200, 900, dark=dark)
+    everything(opened)
+    opened.ask("for (const e of document.querySelectorAll('details')) e.open = true")
+    opened.ask(f"{ROWS}[0].querySelector('button').click()")
+    opened.ask("document.querySelector('#map-legend button').click()")
+    opened.ask("Charts.everything()")
+    opened.ask(FRAME)
+    found = opened.ask(CONTRASTS)
+    opened.ask("document.querySelector('#map-legend button').click()")
+    opened.ask(f"{ROWS}[0].querySelector('button').click()")
+    opened.view(1200, 900)
+    assert len(found) > 200
+    assert {text: contrast for text, contrast in found.items() if contrast < 4.5} == {}
+
+
 def test_the_map_looks_the_same_without_webgl(chromium: Chromium, tmp_path: Path) -> None:
     """Drawn by WebGL and by the 2-D canvas: as many pixels, within what smoothing of edges makes."""
     path = tmp_path / "report.html"
@@ -710,6 +878,47 @@ def test_dark_and_light_follow_the_reader(opened: Chromium) -> None:
     dark = opened.ask(tick), opened.ask(paper)
     opened.view(1200, 900)
     assert light[0] != dark[0] and light[1] != dark[1]
+
+
+def test_the_last_press_of_show_more_leaves_the_focus_on_a_row(chromium: Chromium, tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text(
+        render(example(campaigns=many_campaigns(310), points=None)), "utf-8"
+    )
+    chromium.view(1200, 900)
+    chromium.open(tmp_path / "report.html")
+    assert len(cells(chromium, 0)) == 50
+    chromium.ask("document.getElementById('more').focus()")
+    chromium.press("Enter")
+    assert len(cells(chromium, 0)) == 250 and chromium.ask("document.activeElement.id") == "more"
+    chromium.press("Enter")
+    assert len(cells(chromium, 0)) == 300 and chromium.ask("document.getElementById('more').hidden")
+    assert chromium.ask("document.activeElement.closest('tr').sectionRowIndex") == 250
+    assert chromium.problems == []
+
+
+def test_everything_is_one_campaign(chromium: Chromium, tmp_path: Path) -> None:
+    sequences, _ = telescope(0)
+    ids = sequences["sequence_id"].to_pylist()
+    clusters = cluster_table(ids, [0] * len(ids))
+    found = {
+        "campaigns": campaigns(summarise(sequences, clusters, "2024-03")),
+        "activity": activity(sequences, clusters, "2024-03", top=100),
+        "details": details(sequences, clusters, "2024-03", 100),
+        "near": pa.table({"period": ["2024-03"], "cluster": [0], "near": [[]]}, schema=NEAR),
+        "points": same(example().points, cluster=0),
+    }
+    page = render(example(**found))
+    assert "in 1 campaign.</p>" in page and "stayed alone and" not in page
+    (tmp_path / "report.html").write_text(page, "utf-8")
+    chromium.view(1200, 900)
+    chromium.open(tmp_path / "report.html")
+    chromium.ask("Charts.everything()")
+    chromium.ask(f"{ROWS}[0].querySelector('button').click()")
+    assert "No other campaign has a row." in chromium.ask("document.querySelector('tr.open').innerText")
+    chromium.ask(FRAME)
+    assert chromium.ask(INK) > 1_000
+    assert chromium.ask("document.querySelectorAll('#map-legend button').length") == 1
+    assert chromium.problems == []
 
 
 def test_narrow_screens_do_not_scroll_sideways(opened: Chromium) -> None:

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from report_example import evaluation
 from small_workspace import PERIODS, small_workspace
 
-from rayscan.config import RunConfig
+from rayscan import planning
+from rayscan.config import ClusterConfig, RunConfig
 from rayscan.errors import ConfigError
 from rayscan.planning import Model
 from rayscan.stages import report
@@ -41,9 +43,9 @@ def test_the_page_shows_what_the_tables_hold(workspace: Workspace) -> None:
     data, details = blocks(workspace, "report")
     assert data["periods"] == list(PERIODS)
     table = data["table"]
-    assert len(table["sources"]) == 2 * 5 == len(details["said"])  # five groups in each month
-    assert [event["gone"] for event in data["events"]] == [0, 1]
-    assert sorted(table["event"]) == ["born"] * 6 + ["continued"] * 4
+    assert len(table["sources"]) == 6 + 5 == len(details["said"])  # groups in each month
+    assert [(event["gone"], event["merged"]) for event in data["events"]] == [(0, 0), (1, 1)]
+    assert sorted(table["event"]) == ["born"] * 7 + ["continued"] * 4
     embedded = sum(file.rows for file in workspace.table("embeddings").files())
     assert data["points"]["n"] == embedded and data["points"]["strange"] == 0
     assert all(len(near) == 3 for near in details["near"])
@@ -54,10 +56,48 @@ def test_one_period_beside_the_report_on_all(workspace: Workspace) -> None:
     report.run(workspace, RunConfig(), MODEL, "1", PERIODS[1])
     data, _ = blocks(workspace, f"report-{PERIODS[1]}")
     assert data["periods"] == [PERIODS[1]] and set(data["table"]["period"]) == {PERIODS[1]}
-    assert sorted(data["table"]["change"]) == ["as many"] * 4 + ["new"]  # held against the month before
+    assert sorted(data["table"]["change"]) == ["+8%"] + ["as many"] * 3 + [
+        "new"
+    ]  # held against the month before
     assert workspace.read_bytes("runs/main/report.html") == whole
     with pytest.raises(ConfigError, match=r"has no period 2025; there are 2024-03, 2024-04"):
         report.run(workspace, RunConfig(), MODEL, "1", "2025")
+
+
+def shown(workspace: Workspace) -> str:
+    """The page as one line, without what scripts draw."""
+    page = workspace.read_bytes("runs/main/report.html").decode().partition("<script")[0]
+    return re.sub(r"\s+", " ", page)
+
+
+def test_the_page_says_of_what_the_evaluation_is(workspace: Workspace) -> None:
+    """Of which model, and whether of these clusters; thresholds are those of the present model."""
+    config = RunConfig()
+    found = {**evaluation(), "threshold": {"value": 0.9}, "config_hash": "evaluated with this"}
+    now = planning.evaluation_version(workspace, config, MODEL)
+    versions = []
+    try:
+        for facts, said in (
+            ({"model": "m", "made_from": now}, None),
+            ({"model": "m", "made_from": "older"}, "The evaluation is older than the model"),
+            ({"model": "n", "made_from": "older"}, "The evaluation is of another model, n, and says nothing"),
+        ):
+            workspace.write_json("runs/main/evaluation.json", {**found, **facts})
+            versions.append(planning.report_version(workspace, config, MODEL))
+            report.run(workspace, config, MODEL, "1")
+            page = shown(workspace)
+            assert said in page if said else "The evaluation is" not in page
+            assert "<code>evaluated with this</code>" in page and "<code>weights</code>" in page
+            assert ("of model n</small>" in page) == (facts["model"] == "n")
+            assert (
+                "The threshold is" not in page
+            )  # none is calibrated: that of the evaluation may be another's
+    finally:
+        Path(workspace.url("runs/main/evaluation.json")).unlink()
+    assert versions[0] != versions[1] == versions[2]  # a version stands for the model as well
+    given = RunConfig(cluster=ClusterConfig(threshold=0.25))
+    report.run(workspace, given, MODEL, "1")
+    assert "The threshold is 0.250, given in the configuration." in shown(workspace)
 
 
 def test_the_map_is_drawn_once_a_model(workspace: Workspace) -> None:

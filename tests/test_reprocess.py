@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from datetime import UTC, datetime
+import sys
+import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from rayscan.cli import main
+from rayscan.errors import WorkspaceError
 from rayscan.lease import lease
+from rayscan.planning import CaptureFile, Window
 from rayscan.simulate import simulate_to
 from rayscan.tables import Workspace
 
@@ -32,10 +36,13 @@ class Site:
     def __init__(self, folder: Path) -> None:
         self.workspace, self.captures = folder / "ws", folder / "captures"
 
-    def call(self, command: str, *words: str) -> Result:
+    def line(self, command: str, *words: str) -> list[str]:
         sets = [*SETTINGS, f"captures.paths={self.captures}"]
         given = ["-w", str(self.workspace), "--preset", "quick", *(w for s in sets for w in ("--set", s))]
-        return CliRunner().invoke(main, [command, *words, *given], catch_exceptions=False)
+        return [command, *words, *given]
+
+    def call(self, command: str, *words: str) -> Result:
+        return CliRunner().invoke(main, self.line(command, *words), catch_exceptions=False)
 
     def reprocess(self, *words: str) -> tuple[int, dict[str, Any]]:
         """Exit code, and the stages that did something."""
@@ -182,6 +189,51 @@ def test_late_flows_of_an_earlier_month(site: Site, months: Path) -> None:
     assert site.reprocess() == (4, {})
 
 
+@pytest.mark.parametrize(
+    ("since", "until", "held"),
+    [
+        (None, None, True),
+        ((2024, 2, 29, 23), None, True),
+        ((2024, 3, 1), None, False),  # the period ends as it begins
+        (None, (2024, 2, 1), False),
+        (None, (2024, 2, 1, 1), True),
+        ((2024, 2, 10), (2024, 2, 11), True),
+        ((2024, 3, 1), (2024, 4, 1), False),
+    ],
+)
+def test_which_periods_a_window_holds(
+    since: tuple[int, int, int] | None, until: tuple[int, int, int] | None, held: bool
+) -> None:
+    window = Window(since and datetime(*since, tzinfo=UTC), until and datetime(*until, tzinfo=UTC))
+    assert window.holds("2024-02") == held
+
+
+def test_which_captures_a_window_may_hold() -> None:
+    """One may be about any time before its last change; one without a time of change about any time."""
+    day = datetime(2024, 2, 10, tzinfo=UTC)
+    for window, expected in (
+        (Window(), (True, True, True)),
+        (Window(until=day), (True, True, True)),
+        (Window(since=day), (False, True, True)),
+    ):
+        times = (day - timedelta(seconds=1), day, None)
+        assert tuple(window.can_hold(CaptureFile("a", 1, time)) for time in times) == expected
+
+
+def test_what_begins_after_a_window_is_left_due(site: Site, months: Path) -> None:
+    shutil.copy(site.captures.parent / "2024-02-b.parquet", site.captures)
+    pq.write_table(pq.read_table(months / "2024-01.parquet").slice(0, 300), site.captures / "late.parquet")
+    february = site.table("clusters", "2024-02")
+    code, stages = site.reprocess("--until", "2024-02-01")
+    assert (code, stages["ingest"]["captures"], stages["cluster"]["periods"]) == (0, 2, 1)
+    stale = {(row["stage"], row["period"]): row["stale"] for row in site.health()["stages"]}
+    assert (stale["sequences", "2024-01"], stale["sequences", "2024-02"]) == (0, 2)
+    assert site.table("clusters", "2024-02").equals(february)
+    code, stages = site.reprocess()
+    assert (code, stages["cluster"]["periods"]) == (0, 1)
+    assert site.reprocess() == (4, {})
+
+
 def test_a_corrected_capture_takes_the_place_of_the_first(site: Site, months: Path) -> None:
     flows = pq.read_table(months / "2024-01.parquet")
     pq.write_table(flows.slice(0, flows.num_rows // 2), site.captures / "2024-01.parquet")
@@ -205,11 +257,34 @@ def test_two_at_once_exclude_each_other(site: Site) -> None:
     assert (site.workspace / "runs/main/run.json").read_bytes() == record
     assert site.table("flows", "2024-02").height < 12_000
     assert site.reprocess()[0] == 0
+    shutil.copy(site.captures / "2024-02-a.parquet", site.captures / "again.parquet")
+    with lease(Workspace.open(site.workspace), "ingest"):  # whatever the name of the run
+        refused = site.call("ingest", "--set", "run=other")
+    assert refused.exit_code == 4
+    assert "is at work on ingest" in refused.stderr
     (model,) = (path.name for path in (site.workspace / "models").iterdir())
     with lease(Workspace.open(site.workspace), f"model-{model}"):  # two runs of other names may train it
         refused = site.call("train", "--fresh", "--set", "run=other")
     assert refused.exit_code == 4
     assert f"is at work on model-{model}" in refused.stderr
+
+
+def test_of_two_runs_at_once_one_does_the_work(site: Site) -> None:
+    """Each a process, as cron starts them."""
+    shutil.copy(site.captures.parent / "2024-02-b.parquet", site.captures)
+    record = site.workspace / "runs/main/run.json"
+    before = record.read_text()
+    command = [sys.executable, "-m", "rayscan", *site.line("reprocess")]
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while first.poll() is None and record.read_text() == before:
+        time.sleep(0.05)
+    second = subprocess.run(command, capture_output=True, text=True)
+    assert second.returncode == 4, second.stderr
+    assert f"process {first.pid} is at work on run-main" in second.stderr
+    _, said = first.communicate()
+    assert first.returncode == 0, said
+    assert json.loads(record.read_text())["status"] == "done"
+    assert site.reprocess() == (4, {})
 
 
 def test_a_run_killed_before_it_told_what_changed_leaves_it_to_the_next(site: Site) -> None:
@@ -221,6 +296,45 @@ def test_a_run_killed_before_it_told_what_changed_leaves_it_to_the_next(site: Si
     assert (code, list(stages)) == (0, ["changes", "pages"])
     assert site.changes()["2024-02"]["compared_with"] == "its last state"
     assert site.changes()["2024-02"]["grown"]
+
+
+def test_a_run_killed_while_it_told_what_changed_is_told_whole(
+    site: Site, months: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two months one was written; the next run's summary has both, and does not say the first as new."""
+    shutil.copy(site.captures.parent / "2024-02-b.parquet", site.captures)
+    pq.write_table(pq.read_table(months / "2024-01.parquet").slice(0, 300), site.captures / "late.parquet")
+    write = Workspace.write_json
+
+    def dying(workspace: Workspace, path: str, data: dict[str, Any]) -> None:
+        if path.endswith("changes/2024-02.json"):
+            raise WorkspaceError("on purpose")
+        write(workspace, path, data)
+
+    with monkeypatch.context() as dies:
+        dies.setattr(Workspace, "write_json", dying)
+        assert site.call("reprocess").exit_code == 1
+    code, stages = site.reprocess()
+    assert (code, list(stages)) == (0, ["changes", "pages"])
+    changes = site.changes()
+    assert set(changes) == {"2024-01", "2024-02"}
+    assert {told["compared_with"] for told in changes.values()} == {"its last state"}
+    assert changes["2024-02"]["grown"]
+    for period, told in changes.items():
+        assert json.loads((site.workspace / f"runs/main/changes/{period}.json").read_text()) == told
+    assert json.loads((site.workspace / "runs/main/changes.json").read_text())["drift"]["sources"] > 5
+    assert site.reprocess() == (4, {})
+
+
+def test_changes_are_told_when_the_state_before_was_vacuumed(site: Site) -> None:
+    """A run redid the campaigns without telling what changed, and then what they had been was deleted."""
+    shutil.copy(site.captures.parent / "2024-02-b.parquet", site.captures)
+    assert site.call("run", "--set", "report.max_points=100").exit_code == 0
+    assert Workspace.open(site.workspace).table("campaigns").vacuum(0)
+    code, stages = site.reprocess()
+    assert (code, list(stages)) == (0, ["changes", "pages"])
+    assert site.changes()["2024-02"]["compared_with"] == "2024-01"
+    assert site.reprocess() == (4, {})
 
 
 def test_drift_trains_on_and_switching_goes_back(site: Site) -> None:

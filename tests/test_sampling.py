@@ -165,6 +165,24 @@ def test_pool_is_bounded_and_changes():
     assert len(whole.sequences) == sum(map(len, FILES.values()))
 
 
+def test_every_file_is_in_one_pool_of_an_epoch():
+    total = sum(map(len, FILES.values()))
+    train = TrainConfig(batch_sources=12, pool_sequences=total // 2 - 50, seed=3)
+    a = PairSampler(list(FILES), FILES.__getitem__, EVERYTHING, train, total=total)
+    assert a.pools_per_epoch == 3
+    epochs = [
+        [set(np.unique(a.pool(3 * epoch + k).sequences.src // 100)) for k in range(3)] for epoch in (0, 1)
+    ]
+    for pools in epochs:
+        assert [len(files) for files in pools] == [2, 2, 2]
+        assert set.union(*pools) == set(range(6))
+    assert epochs[0] != epochs[1]
+    assert not a.pool(0).complete
+    few = TrainConfig(pool_sequences=total // 20, seed=3)  # no more pools than there are files
+    assert PairSampler(list(FILES), FILES.__getitem__, EVERYTHING, few, total=total).pools_per_epoch == 6
+    assert PairSampler(list(FILES), FILES.__getitem__, SPLIT, TrainConfig(), total=total).pools_per_epoch == 1
+
+
 def test_complete_pool_is_read_once_and_others_per_refresh():
     for pool_sequences, expected in ((500_000, 6), (60, None)):
         reads: list[str] = []

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +17,14 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
 import servers
+from click.testing import CliRunner
 from test_tables import INFO, KEY, OTHER, ids, put
 
 from rayscan import schema
-from rayscan.config import IngestConfig
+from rayscan.cli import main
+from rayscan.config import IngestConfig, load
 from rayscan.errors import CommitConflict, ConfigError, WorkspaceError
+from rayscan.planning import find_captures
 from rayscan.storage import delta_options, filesystem, uri_of
 from rayscan.tables import Table, Workspace
 
@@ -52,6 +58,72 @@ def test_uris(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert filesystem("az://container/x")[1] == "container/x"
     with pytest.raises(ConfigError, match=r"ftp:// is not supported; use a folder, s3://"):
         filesystem("ftp://x/y")
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://KEY:{}@bucket/x",
+        "s3://{}@bucket",
+        "s3://KEY:a/{}@b/x",
+        "gs://b/x?secret_key={}",
+        "ftp://u:{}@h/x",
+    ],
+)
+def test_credentials_in_a_uri_are_refused_and_not_repeated(uri: str, tmp_path: Path) -> None:
+    secret = "wJalrXUtnFEMI"
+    uri, workspace = uri.format(secret), str(tmp_path / "ws")
+    (tmp_path / "site.yaml").write_text(f"captures: {{paths: ['{uri}']}}")
+    Workspace.open(workspace, IngestConfig())
+    for words in (
+        ["run", "-w", workspace, "--set", f"captures.paths={uri}"],
+        ["run", "-w", workspace, "--config", str(tmp_path / "site.yaml")],
+        ["run", "-w", workspace, "--set", f"captures.paths={{a: '{uri}'}}"],
+        ["run", "-w", uri, "--set", f"captures.paths={tmp_path}"],
+        ["run", "-w", workspace, "--model", uri],
+        ["report", "-w", workspace, "--set", f"report.pfx2as={uri}"],
+        ["status", "-w", uri],
+        ["inspect", uri],
+    ):
+        result = CliRunner().invoke(main, words)
+        assert result.exit_code == 2, words
+        assert secret not in result.output
+        assert "docs/storage.md" in result.stderr or "{a:" in words[-1]
+    assert not any(secret in path.read_text() for path in tmp_path.rglob("ws/**/*.json"))
+    with pytest.raises(ConfigError, match="keys and passwords must not stand there"):
+        filesystem(uri)
+
+
+@pytest.mark.parametrize(
+    "uri", ["s3://b/me@x/a:b", "s3://b/2024-0?/x", "s3://b/p=20??/q=1", "file:///a@b?c=d"]
+)
+def test_what_a_key_or_pattern_may_hold(uri: str) -> None:
+    assert load(sets=[f"captures.paths={uri}"], env={}).captures.paths == (uri,)
+
+
+def test_a_folder_may_be_named_by_a_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    workspace = Workspace.open(f"file://{tmp_path}/ws", IngestConfig())
+    assert workspace == Workspace.open(tmp_path / "ws")
+    put(workspace.table("embeddings"), KEY, 1)
+    (tmp_path / "a.csv").write_text("ts,src,dst_port,proto\n")
+    for place in (tmp_path, f"file://{tmp_path}"):
+        captures = load(sets=[f"captures.paths={place}"], env={}).captures
+        found = find_captures(captures, Workspace.at(f"file://{tmp_path}/ws/").uri)
+        assert [file.path for file in found] == [f"{tmp_path}/a.csv"]
+    words = [
+        "run",
+        "-w",
+        f"file://{tmp_path}/ws",
+        "--set",
+        f"captures.paths={tmp_path}",
+        "--dry-run",
+        "--json",
+    ]
+    ingest = json.loads(CliRunner().invoke(main, words).stdout)[0]
+    assert (ingest["stage"], ingest["due"]) == ("ingest", 1)
+    assert list((tmp_path / "here").iterdir()) == []
 
 
 WRITE = """
@@ -138,10 +210,28 @@ def test_storage_that_is_away_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in servers.settings(f"http://127.0.0.1:{servers.free_port()}").items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("rayscan.storage.TRIES", 1)
+    monkeypatch.setattr("rayscan.storage.PATIENCE_S", 1)
     with pytest.raises(WorkspaceError, match=r"cannot read s3://bucket/ws/workspace\.json: .*[Cc]onnect"):
         Workspace.open("s3://bucket/ws", IngestConfig())
     with pytest.raises(WorkspaceError, match=r"cannot open the table s3://bucket/ws/flows"):
         Workspace("s3://bucket/ws").table("flows").version()
+
+
+def test_storage_that_is_away_for_a_moment_is_waited_for(
+    s3_server: str, s3_prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By both libraries, for longer than ten tries of either would last without growing pauses."""
+    table = Workspace.open(s3_prefix, IngestConfig()).table("embeddings")
+    put(table, KEY, 1)
+    port = servers.free_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    with ThreadPoolExecutor() as pool:
+        tasks = [pool.submit(look) for look in (table.version, lambda: Workspace.open(s3_prefix))]
+        time.sleep(6)
+        assert not any(task.done() for task in tasks)
+        with servers.proxy(s3_server, tmp_path / "log", port=port):
+            for task in tasks:
+                task.result()
 
 
 # ---------------------------------------------------------------------------------------------

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from rayscan import vectors
+from rayscan.clustering.runs import Partition, runs, solve_run
 from rayscan.stages import sweep as tasks
 from rayscan.stages.sweep import in_tasks
-from rayscan.vectors import Partition, partitions, runs, solve_run
+from rayscan.vectors import partitions
 
 THRESHOLDS = [round(0.04 * i, 2) for i in range(21)]
 

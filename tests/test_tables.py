@@ -10,9 +10,11 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import polars as pl
@@ -24,7 +26,7 @@ from tables_of_sequences import sequences_of
 
 from rayscan import schema
 from rayscan.config import IngestConfig
-from rayscan.errors import CommitConflict, ConfigError, SchemaError, WorkspaceError
+from rayscan.errors import CommitConflict, ConfigError, Gone, SchemaError, WorkspaceError
 from rayscan.tables import CommitInfo, Key, Table, Workspace, fingerprint, key_name
 
 INFO = CommitInfo("run", "config", "input")
@@ -190,6 +192,24 @@ def test_uncommitted_files_are_invisible_and_vacuumed(table: Table) -> None:
     assert table.vacuum(0) == [orphan.path]
     assert table.vacuum(0) == []
     assert ids(table) == [1]
+
+
+def test_versions_that_are_cleaned_up_are_gone(tmp_path: Path) -> None:
+    """Their log has expired, as Delta lets it after a time; or their files were vacuumed."""
+    table = Workspace.open(tmp_path, IngestConfig()).table("embeddings")
+    for number in range(25):
+        put(table, KEY, number, made_from=number)
+    table.vacuum(0)
+    newest = table.version()
+    with pytest.raises(Gone, match=r"part-\w+\.parquet is gone: vacuumed"):
+        table.read(version=15)
+    for log in sorted((tmp_path / "embeddings" / "_delta_log").glob("*.json"))[:11]:
+        log.unlink()
+    for version in (3, 10, newest + 1):
+        with pytest.raises(Gone, match=f"embeddings has no version {version} any more"):
+            table.read(version=version)
+    assert table.files(version=-1) == []
+    assert ids(table) == ids(Workspace.open(tmp_path).table("embeddings")) == [24]
 
 
 def test_other_readers_see_the_table(tmp_path: Path) -> None:
@@ -379,6 +399,39 @@ def test_a_workspace_laid_out_differently_is_refused(tmp_path: Path) -> None:
     Workspace.open(tmp_path)
     with pytest.raises(ConfigError, match=r"laid out with ingest.n_buckets=4, not 8; set ingest.n_buckets=4"):
         Workspace.open(tmp_path, IngestConfig(period="day", n_buckets=8))
+
+
+def test_of_first_runs_with_different_layouts_one_wins(storage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All have looked and found nothing before any of them lays the workspace out."""
+    facts, looked = Workspace.facts, threading.Barrier(3)
+
+    def look(workspace: Workspace) -> Any:
+        found = facts(workspace)
+        looked.wait(30)
+        return found
+
+    monkeypatch.setattr(Workspace, "facts", look)
+    for number in range(3):
+        uri = f"{storage}/{number}"
+        outcomes: dict[int, str] = {}
+
+        def first_run(n_buckets: int, uri: str = uri, outcomes: dict[int, str] = outcomes) -> None:
+            try:
+                Workspace.open(uri, IngestConfig(n_buckets=n_buckets))
+                outcomes[n_buckets] = "won"
+            except ConfigError as error:
+                outcomes[n_buckets] = str(error)
+
+        threads = [threading.Thread(target=first_run, args=(n,)) for n in (2, 3, 4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        (winner,) = (n for n, how in outcomes.items() if how == "won")
+        assert (facts(Workspace(uri)) or {})["n_buckets"] == winner
+        lost = [how for how in outcomes.values() if how != "won"]
+        assert all(f"set ingest.n_buckets={winner}, or use another" in how for how in lost)
+        assert len(lost) == 2
 
 
 def test_what_is_no_workspace_is_refused(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,12 @@ from rayscan.cli import main
 from rayscan.config import ModelConfig
 from rayscan.model import artefact
 from rayscan.model.encoder import Encoder
-from rayscan.model.fit import separation
+from rayscan.model.fit import TrainState, fit, separation
 from rayscan.model.sampling import validation_sample
+from rayscan.model.search import Trial
 from rayscan.planning import settled, training_files
 from rayscan.simulate import simulate_to
+from rayscan.stages import tune
 from rayscan.stages.train import by_bucket, loader
 from rayscan.tables import Workspace
 
@@ -306,6 +309,17 @@ def test_a_full_disk(copy: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_an_error_of_one_of_two_workers_ends_both(copy: Path) -> None:
+    """Only the first of them writes, and finds no room; the other would wait for it for ever."""
+    began = time.monotonic()
+    with to_each_worker(lambda pid: resource.prlimit(pid, resource.RLIMIT_FSIZE, (1024, 1024))) as limited:
+        done = rayscan("train", copy, sets=("train.seed=2", "train.workers=2", "train.max_failures=2"))
+    assert limited
+    assert done.exit_code == 1
+    assert "File too large" in done.stderr and "going on from step" not in done.stderr
+    assert time.monotonic() - began < 250, "it did not wait for a collective to run out of time"
+
+
 DIVERGING = ("train.learning_rate=1e30", "train.clip_norm=null", "train.warmup_steps=0")
 
 
@@ -388,18 +402,55 @@ def test_a_killed_sweep_repeats_no_finished_rung(copy: Path) -> None:
     line = [sys.executable, "-m", "rayscan", "tune", "-w", str(copy), "--preset", "quick", *settings]
     process = subprocess.Popen(line, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 400
-    while len(list(copy.glob("tuning/*/trials/*.json"))) < 2:
+    while len(list(copy.glob("tuning/*/trials/???-?.json"))) < 2:
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.02)
     kill_tree(process.pid)
     process.wait()
-    before = {path: path.stat().st_mtime_ns for path in copy.glob("tuning/*/trials/*.json")}
+    before = {path: path.stat().st_mtime_ns for path in copy.glob("tuning/*/trials/???-?.json")}
     assert not list(copy.glob("tuning/*/tune.json"))
     done = rayscan("tune", copy, "--json", sets=(*SWEEP, "tune.concurrent=1"))
     assert done.exit_code == 0, done.stderr
     assert json.loads(done.stdout)["status"] == "done"
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert len(list(copy.glob("tuning/*/trials/*.json"))) == 5 + 3 + 2
+
+
+def test_a_rung_goes_on_from_its_last_checkpoint(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And comes to what it would have come to without the interruption."""
+    workspace = Workspace.open(copy)
+    settings = configuration.load("quick", sets=[*SETTINGS, *SWEEP], env={})
+    files = training_files(workspace, settings)
+    begun: list[int] = []
+
+    def fit_from(*args: Any, start_state: TrainState | None, **options: Any) -> Any:
+        begun.append(start_state.step if start_state else 0)
+        return fit(*args, start_state=start_state, **options)
+
+    def advance(folder: str, rung: int, until: int) -> tune.Result:
+        job = tune._Job(workspace, folder, files, rung, until, 1, 0, float("inf"))
+        found = tune._advance(job, Trial(0, {}, settings))
+        assert found is not None
+        return replace(found, seconds=0)
+
+    monkeypatch.setattr(tune, "fit", fit_from)
+    expected = advance("tuning/one", 0, 8)
+    write = Workspace.write_json
+    left = [2]
+
+    def dying(self: Workspace, path: str, data: Any) -> None:
+        write(self, path, data)
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Workspace, "write_json", dying)
+    with pytest.raises(KeyboardInterrupt):
+        advance("tuning/two", 0, 8)
+    assert advance("tuning/two", 0, 8) == expected
+    assert begun == [0, 0, 4]
+    assert {path.name for path in (copy / "tuning/two/trials").iterdir()} == {"000-0.safetensors"}
+    assert advance("tuning/two", 1, 8).loss is None, "there was nothing left to do"
 
 
 def test_a_sweep_that_cannot_be(copy: Path, tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from rayscan import vectors
 from rayscan.cli import main
 from rayscan.clustering import canonical, objective, solve, sweep
+from rayscan.clustering.runs import RUN, runs
 from rayscan.errors import ConfigError
-from rayscan.vectors import RUN, grid, partitions, read, runs
+from rayscan.vectors import grid, partitions, read
 
 
 def rayscan(*words: object) -> Result:

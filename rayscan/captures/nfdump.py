@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import re
-import resource
 import shutil
 import subprocess
 import tempfile
@@ -43,8 +42,11 @@ _FIELDS = {
     "icmp_type": "%it",
     "icmp_code": "%ic",
 }
-_LIMITS = {resource.RLIMIT_CPU: 3600, resource.RLIMIT_AS: 4 << 30}
-"""Seconds and bytes that a damaged file can make the program take."""
+_SECONDS, _KIBIBYTES = 3600, 4 << 20
+"""Of a processor and of memory: the most that a damaged file can make the program take."""
+
+_LIMITED = 'ulimit -t "$1" 2>/dev/null; ulimit -v "$2" 2>/dev/null; shift 2; exec "$@"'
+"""The shell is held to them before it becomes the program; limits set on a running one can come too late."""
 
 _NOTHING = b"No matching flows\n"
 _TROUBLE = re.compile(r".*(?:error|short|corrupt|fail|unknown|not |bad|skip).*", re.IGNORECASE)
@@ -82,15 +84,14 @@ def _printed(program: str, file: BinaryIO, path: str, batch_rows: int) -> Iterat
     with tempfile.NamedTemporaryFile() as copy, tempfile.TemporaryFile() as errors:
         shutil.copyfileobj(file, copy, 1 << 20)
         copy.flush()
+        limits = ["sh", "-c", _LIMITED, "sh", str(_SECONDS), str(_KIBIBYTES)]
         process = subprocess.Popen(
-            [program, "-r", copy.name, "-q", "-N", "-6", "-o", form],
+            [*limits, program, "-r", copy.name, "-q", "-N", "-6", "-o", form],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,
             env={"PATH": os.environ.get("PATH", ""), "TZ": "UTC", "LC_ALL": "C"},
         )
-        for limit, most in _LIMITS.items():
-            resource.prlimit(process.pid, limit, (most, most))
         try:
             printed = cast(IO[bytes], process.stdout)
             for lines in read_lines(cast(BinaryIO, printed), path, block_bytes(batch_rows, 128, 8)):

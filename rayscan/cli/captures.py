@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
 import click
 
-from rayscan import config as configuration
 from rayscan.cli.options import EPILOG, config_options, json_option, stage_options
 from rayscan.cli.stages import execute
+from rayscan.config import RunConfig
 
 
 @click.command()
@@ -54,29 +56,32 @@ def simulate(folder: Path, as_json: bool, **options: Any) -> None:
         click.echo(made.captures)
 
 
-format_option = click.option(
-    "--format",
-    "capture_format",
-    help="Format of all captures, where their content is ambiguous (captures.format).  [default: auto]",
-)
+def captures_argument(function: Callable[..., Any], required: bool = False) -> Callable[..., Any]:
+    """CAPTURES and --format, for `captures.paths` and `captures.format`; above the options of settings."""
 
+    @wraps(function)
+    def with_captures(
+        *args: Any,
+        captures: tuple[str, ...],
+        capture_format: str | None,
+        sets: tuple[str, ...],
+        **options: Any,
+    ) -> Any:
+        if captures:
+            sets += (f"captures.paths={json.dumps(captures, ensure_ascii=False)}",)
+        if capture_format is not None:
+            sets += (f"captures.format={capture_format}",)
+        return function(*args, sets=sets, **options)
 
-def with_captures(
-    sets: tuple[str, ...], paths: tuple[str, ...], capture_format: str | None
-) -> tuple[str, ...]:
-    """`--set` items, with those that stand for captures given as arguments."""
-    if paths:
-        sets += (f"captures.paths={json.dumps(paths, ensure_ascii=False)}",)
-    return sets if capture_format is None else (*sets, f"captures.format={capture_format}")
+    what = "Format of all captures, where their content is ambiguous (captures.format).  [default: auto]"
+    with_format = click.option("--format", "capture_format", help=what)(with_captures)
+    return click.argument("captures", nargs=-1, required=required)(with_format)
 
 
 @click.command(epilog=EPILOG)
-@click.argument("captures", nargs=-1)
-@format_option
+@captures_argument
 @stage_options
-def ingest(
-    captures: tuple[str, ...], capture_format: str | None, sets: tuple[str, ...], **options: Any
-) -> None:
+def ingest(**options: Any) -> None:
     """Read captures into the flows table.
 
     CAPTURES are files, folders, s3:// prefixes or quoted patterns, in place of captures.paths. A capture is
@@ -87,31 +92,21 @@ def ingest(
       rayscan ingest -w /data/ws '/data/telescope/2024-*/**/*.pcap.gz'
       rayscan ingest -w s3://bucket/ws s3://bucket/telescope/2024-03 --format csv
     """
-    execute(("ingest",), sets=with_captures(sets, captures, capture_format), **options)
+    execute(("ingest",), **options)
 
 
 @click.command()
-@click.argument("captures", nargs=-1, required=True)
 @click.option("--rows", type=click.IntRange(min=1), help="Stop after about this many rows of each capture.")
-@format_option
+@partial(captures_argument, required=True)
 @config_options
 @json_option
-def inspect(
-    captures: tuple[str, ...],
-    rows: int | None,
-    capture_format: str | None,
-    preset: str,
-    config_file: Path | None,
-    sets: tuple[str, ...],
-    as_json: bool,
-) -> None:
+def inspect(config: RunConfig, rows: int | None, as_json: bool) -> None:
     """Show what captures hold and how they are read, without ingesting them.
 
     CAPTURES as for `rayscan ingest`. Of one, everything is shown: format, time span, rejects, addresses,
     ports, and which columns it records or lacks; of several, a line each and then all of them together. The
     exit code is 3 if something could not be read.
     """
-    config = configuration.load(preset, config_file, with_captures(sets, captures, capture_format))
     from rayscan import inspect as inspection
     from rayscan.planning import find_captures
     from rayscan.progress import track

@@ -9,14 +9,12 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
 
-from rayscan import config as configuration
 from rayscan.cli.options import EPILOG, Guarded, config_options, workspace_option
-from rayscan.config import RunConfig
+from rayscan.config import RunConfig, as_yaml
 from rayscan.tables import Workspace
 
 
@@ -26,10 +24,7 @@ def job(work: Callable[..., int]) -> click.Command:
     The script's docstring is the help. Options besides the usual ones stand above, as for any command.
     """
 
-    def run(
-        workspace: str, preset: str, config_file: Path | None, sets: tuple[str, ...], **options: Any
-    ) -> None:
-        config = configuration.load(preset, config_file, sets)
+    def run(workspace: str, config: RunConfig, **options: Any) -> None:
         begin(config)
         opened = Workspace.open(workspace, config.ingest if config.captures.paths else None)
         sys.exit(work(opened, config, **options))
@@ -44,6 +39,6 @@ def begin(config: RunConfig) -> None:
     from rayscan.planning import config_hash, versions
     from rayscan.progress import say
 
-    say(configuration.as_yaml(config))
+    say(as_yaml(config))
     say(", ".join(f"{name} {version}" for name, version in versions().items()))
     say(f"settings {config_hash(config)}")

@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 
-from rayscan import config as configuration
 from rayscan.cli.options import (
     EPILOG,
     address_option,
@@ -18,6 +17,7 @@ from rayscan.cli.options import (
     show_rows,
     workspace_option,
 )
+from rayscan.config import RunConfig
 
 _GRAPHS = ("gcn", "i-gcn", "gcn-gru", "i-gcn-gru")
 
@@ -53,9 +53,7 @@ def compare(
     seeds: int,
     transductive: bool,
     workspace: str,
-    preset: str,
-    config_file: Path | None,
-    sets: tuple[str, ...],
+    config: RunConfig,
     address: str | None,
     as_json: bool,
 ) -> None:
@@ -68,9 +66,9 @@ def compare(
     """
     from rayscan.methods.compare import as_rows, names_of
 
-    config = configuration.load(preset, config_file, sets)
-    wanted = names_of(_names(methods))
+    wanted, left_out = names_of(_names(methods))
     from rayscan import planning
+    from rayscan.lease import lease
     from rayscan.progress import say
     from rayscan.stages import compare as stage
     from rayscan.stages.session import session
@@ -78,14 +76,17 @@ def compare(
 
     place = Workspace.open(workspace)
     model = planning.find_model(place, config)
-    with session(config.resources, address):
+    for reason in left_out:
+        say(f"left out: {reason}")
+    with lease(place, f"compare-{config.run}"), session(config.resources, address):
         found = stage.run(place, config, model, wanted, periods, seeds, transductive)
     rows = as_rows(found)
     if as_json:
         click.echo(json.dumps({"table": rows, "runs": found}, indent=1))
     else:
-        _show_table(rows)
+        _show_table([{name: value for name, value in row.items() if name != "failed"} for row in rows])
     say(f"compare: {place.url(planning.run_file(config, stage.PAGE))}")
+    sys.exit(1 if any(row["failed"] for row in rows) else 0)
 
 
 def _names(text: str) -> list[str]:
@@ -136,9 +137,7 @@ def graphs(
     seeds: int,
     as_published: bool,
     workspace: str,
-    preset: str,
-    config_file: Path | None,
-    sets: tuple[str, ...],
+    config: RunConfig,
     address: str | None,
     as_json: bool,
 ) -> None:
@@ -148,7 +147,6 @@ def graphs(
     macro-F1 over the labels of that day with more than 10 hosts, mean and deviation over the days after the
     first. "ports" is what the same vote reaches on flows per port alone.
     """
-    config = configuration.load(preset, config_file, sets)
     wanted = _names(methods)
     unknown = [name for name in wanted if name not in _GRAPHS]
     if unknown:
@@ -179,19 +177,34 @@ def graphs(
     help="Delimited text with a header line, also compressed.",
 )
 @click.option("--label-column", required=True, help="Column that says what a row is.")
+@click.option(
+    "--leave-out",
+    "without",
+    multiple=True,
+    metavar="COLUMN",
+    help="A column that is no feature; may be repeated.",
+)
 @click.option("--benign", default="benign", show_default=True, help="Label of the usual rows.")
 @click.option("--few", default="", metavar="K,K,...", help="Train on with K labelled rows of each class too.")
 @click.option("--steps", type=click.IntRange(min=1), help="Steps of pre-training.  [default: 300]")
 @click.option("--seed", default=0, show_default=True, help="Seed of the split and of training.")
 @json_option
 def clan(
-    path: Path, label_column: str, benign: str, few: str, steps: int | None, seed: int, as_json: bool
+    path: Path,
+    label_column: str,
+    without: tuple[str, ...],
+    benign: str,
+    few: str,
+    steps: int | None,
+    seed: int,
+    as_json: bool,
 ) -> None:
     """Tell attacks from benign flows by CLAN's own protocol, on any labelled table of flows.
 
     An encoder learns from half of the benign rows. Each other class is told from the other half: AUROC, as it
     is, also below 0.5. With --few, the encoder then learns classes from a few rows of each. Columns that say
-    who or when are left out, and rows without a number in every column dropped; both are shown.
+    who or when, or are called like a label, are left out, and rows without a number in every column dropped;
+    both are shown.
 
     \b
       rayscan clan --csv lycos.csv.gz --label-column label --few 8,64
@@ -207,7 +220,7 @@ def clan(
 
     with path.open("rb") as file:
         _, stream = open_capture(file, str(path), CapturesConfig(format="csv"))
-        rows = anomaly.read_rows(stream, str(path), label_column)
+        rows = anomaly.read_rows(stream, str(path), label_column, without)
     settings = Settings() if steps is None else Settings(steps=steps)
     say(
         f"clan: {len(rows.labels):,} rows of {len(rows.names)} features; {rows.dropped:,} rows dropped that "

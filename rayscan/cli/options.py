@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,7 +38,15 @@ class Guarded(click.Command):
             raise
 
 
-def config_options(function: F) -> F:
+def config_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--preset, --config and --set; the function gets the settings that they make, as `config`."""
+
+    @wraps(function)
+    def with_config(
+        *args: Any, preset: str, config_file: Path | None, sets: tuple[str, ...], **options: Any
+    ) -> Any:
+        return function(*args, config=configuration.load(preset, config_file, sets), **options)
+
     options = [
         click.option(
             "--preset",
@@ -63,8 +71,8 @@ def config_options(function: F) -> F:
         ),
     ]
     for option in reversed(options):
-        function = option(function)
-    return function
+        with_config = option(with_config)
+    return with_config
 
 
 def workspace_option(function: F, required: bool = True) -> F:
@@ -90,8 +98,8 @@ address_option = click.option(
 )
 
 
-def stage_options(function: F, workspace_required: bool = True) -> F:
-    options: list[Callable[[F], F]] = [
+def stage_options(function: Callable[..., Any], workspace_required: bool = True) -> Callable[..., Any]:
+    options: list[Callable[[Any], Any]] = [
         partial(workspace_option, required=workspace_required),
         config_options,
         address_option,
@@ -103,10 +111,17 @@ def stage_options(function: F, workspace_required: bool = True) -> F:
     return function
 
 
-method_option = click.option(
-    "--method",
-    help="Take this method in place of rayscan's encoder (train.method); docs/methods.md has their names.",
-)
+def method_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--method, which is `train.method`; it stands above the options of settings."""
+
+    @wraps(function)
+    def with_method(*args: Any, method: str | None, sets: tuple[str, ...], **options: Any) -> Any:
+        return function(*args, sets=sets if method is None else (*sets, f"train.method={method}"), **options)
+
+    what = "Take this method in place of rayscan's encoder (train.method); docs/methods.md has their names."
+    return click.option("--method", help=what)(with_method)
+
+
 model_option = click.option(
     "--model",
     help="Use this model: its id in the workspace, or a folder or s3:// prefix, which is copied there.",
@@ -123,14 +138,6 @@ def show_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows, indent=1, default=str))
         return
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
+    from rayscan import terminal
 
-    table = Table(box=None, pad_edge=False)
-    for name, value in rows[0].items() if rows else ():
-        table.add_column(name.replace("_", " "), justify="right" if isinstance(value, int) else "left")
-    for row in rows:
-        cells = (f"{value:,}" if isinstance(value, int) else escape(str(value)) for value in row.values())
-        table.add_row(*cells)
-    Console(soft_wrap=True).print(table)
+    terminal.console().print(terminal.table_of(rows))

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import click
 
-from rayscan import config as configuration
 from rayscan.cli.options import EPILOG, config_options, stage_options, workspace_option
 from rayscan.cli.stages import execute
 from rayscan.cli.workspace import settings_of
+from rayscan.config import RunConfig
 
 
 class _Moment(click.DateTime):
@@ -58,24 +57,27 @@ def reprocess(since: datetime | None, until: datetime | None, **options: Any) ->
 @click.argument("model")
 @workspace_option
 @config_options
-def switch(model: str, workspace: str, preset: str, config_file: Path | None, sets: tuple[str, ...]) -> None:
+def switch(model: str, workspace: str, config: RunConfig) -> None:
     """Let a run use another model from now on; the same command with the old one goes back.
 
     MODEL is an id of the workspace, or a folder, which is copied there. The next `run` or `reprocess` with
-    these settings clusters with it; without any settings, those of the last run `main` are meant. Try it
-    beside the old one before, under another name:
+    these settings clusters with it; without any settings, those of the last run `main` are meant. While that
+    run is at work nothing changes, and the exit code is 4. Try it beside the old one before, under another
+    name:
 
     \b
       rayscan run -w WS --set run=next --model NEW
       rayscan switch NEW -w WS
     """
     from rayscan import models, planning
+    from rayscan.lease import lease
     from rayscan.progress import say
     from rayscan.tables import Workspace
 
     opened = Workspace.open(workspace)
-    config = settings_of(opened, configuration.load(preset, config_file, sets))
+    config = settings_of(opened, config)
     found = models.named(opened, model)
-    models.bring_in(opened, found)
-    before = planning.switch_model(opened, config, found.model.id, "rayscan switch")
+    with lease(opened, f"run-{config.run}"):
+        models.bring_in(opened, found)
+        before = planning.switch_model(opened, config, found.model.id, "rayscan switch")
     say(f"run {config.run} uses model {found.model.id} from now on; before, it was {before}")

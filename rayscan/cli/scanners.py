@@ -9,8 +9,8 @@ from pathlib import Path
 
 import click
 
-from rayscan import config as configuration
 from rayscan.cli.options import EPILOG, config_options, json_option, show_rows, workspace_option
+from rayscan.config import RunConfig
 
 
 @click.group("scanners")
@@ -117,19 +117,12 @@ def scanners_remove(workspace: str, name: str) -> None:
 @click.option("--date", "day", type=_DAY, help="Day of the traffic: show the entry that counts then.")
 @json_option
 def scanners_lookup(
-    workspace: str,
-    preset: str,
-    config_file: Path | None,
-    sets: tuple[str, ...],
-    address: str,
-    day: datetime | None,
-    as_json: bool,
+    workspace: str, config: RunConfig, address: str, day: datetime | None, as_json: bool
 ) -> None:
     """Show which lists know an address: all entries, or with --date the one that counts on that day."""
     from rayscan.stages.lists import lookup
     from rayscan.tables import Workspace
 
-    config = configuration.load(preset, config_file, sets)
     rows = lookup(Workspace.open(workspace), config, address, None if day is None else day.date())
     if not rows and not as_json:
         click.echo(f"no list knows {address}" + (" on that day" if day else ""), err=True)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import click
 
-from rayscan import config as configuration
 from rayscan.cli.options import config_options
-from rayscan.config import RunConfig
+from rayscan.config import RunConfig, as_yaml
 
 
 @click.group("config")
@@ -23,19 +21,18 @@ def config_group() -> None:
 
 @config_group.command("show")
 @config_options
-def config_show(preset: str, config_file: Path | None, sets: tuple[str, ...]) -> None:
+def config_show(config: RunConfig) -> None:
     """Print the merged settings as YAML."""
-    click.echo(configuration.as_yaml(configuration.load(preset, config_file, sets)), nl=False)
+    click.echo(as_yaml(config), nl=False)
 
 
 @config_group.command("validate")
 @config_options
-def config_validate(preset: str, config_file: Path | None, sets: tuple[str, ...]) -> None:
+def config_validate(config: RunConfig) -> None:
     """Check the settings; the exit code is 2 and the error names the setting if they are wrong."""
     from rayscan.planning import config_hash
 
-    found = configuration.load(preset, config_file, sets)
-    click.echo(f"the settings are valid; hash {config_hash(found)}", err=True)
+    click.echo(f"the settings are valid; hash {config_hash(config)}", err=True)
 
 
 @config_group.command("schema")

@@ -5,25 +5,68 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from rayscan import config as configuration
 from rayscan.cli.options import config_options, json_option, workspace_option
+from rayscan.cli.workspace import settings_of
+from rayscan.config import RunConfig
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 @click.group("show")
 def show_group() -> None:
-    """Show one campaign or one source in the terminal, as the report does."""
+    """Show campaigns or one source in the terminal, as the report does.
+
+    Without any settings, those of the last run `main` are taken. With report.show_sources=false no address
+    and no network of a campaign is told.
+    """
 
 
-_period_option = click.option("--period", help="The period to tell of (default: the last it was there).")
+@show_group.command("campaigns")
+@click.option("--period", help="The period to tell of.  [default: the newest]")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    default=50,
+    show_default=True,
+    help="Most campaigns to list, those with the most sources first.",
+)
+@workspace_option
+@config_options
+@json_option
+def show_campaigns(period: str | None, limit: int, workspace: str, config: RunConfig, as_json: bool) -> None:
+    """List the campaigns of a period: how large, what they ask for, who they are, and what changed.
+
+    What stands under `name` is enough of its name for `rayscan show campaign`.
+    """
+    from rayscan import terminal
+    from rayscan.progress import say
+    from rayscan.stages import show
+    from rayscan.tables import Workspace
+
+    opened = Workspace.open(workspace)
+    found = show.campaigns(opened, settings_of(opened, config), period, limit)
+    if as_json:
+        click.echo(json.dumps(found, indent=1, ensure_ascii=False))
+        return
+    terminal.console().print(_table([_told(row) for row in found["campaigns"]]))
+    alone = f"; {found['alone']:,} sequences stayed alone" if found["alone"] else ""
+    say(f"{len(found['campaigns']):,} of {found['of']:,} campaigns of {found['period']}{alone}")
+
+
+def _told(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of the list, with the three commonest ports and the short name alone."""
+    ports = dict(list(row["ports"].items())[:3])
+    return {name: value for name, value in row.items() if name != "campaign"} | {"ports": ports}
 
 
 @show_group.command("campaign")
 @click.argument("name", metavar="ID")
-@_period_option
+@click.option("--period", help="The period to tell of.  [default: the last it was there]")
 @workspace_option
 @config_options
 @json_option
@@ -31,20 +74,18 @@ def show_campaign(
     name: str,
     period: str | None,
     workspace: str,
-    preset: str,
-    config_file: Path | None,
-    sets: tuple[str, ...],
+    config: RunConfig,
     as_json: bool,
 ) -> None:
     """Show a campaign: over the periods, its ports, networks, neighbours and sources, and what it does.
 
     ID is its name or the beginning of it, as in the report.
     """
-    config = configuration.load(preset, config_file, sets)
     from rayscan.stages import show
     from rayscan.tables import Workspace
 
-    _show(show.campaign(Workspace.open(workspace), config, name, period), as_json)
+    opened = Workspace.open(workspace)
+    _show(show.campaign(opened, settings_of(opened, config), name, period), as_json)
 
 
 @show_group.command("source")
@@ -52,66 +93,75 @@ def show_campaign(
 @workspace_option
 @config_options
 @json_option
-def show_source(
-    address: str, workspace: str, preset: str, config_file: Path | None, sets: tuple[str, ...], as_json: bool
-) -> None:
+def show_source(address: str, workspace: str, config: RunConfig, as_json: bool) -> None:
     """Show a source: its flows and ports, its sequences in words, its campaigns, and who lists it.
 
     ADDRESS is an IPv4 address; in a workspace of pseudonyms it is one of these.
     """
-    config = configuration.load(preset, config_file, sets)
     from rayscan.stages import show
     from rayscan.tables import Workspace
 
-    found = show.source(Workspace.open(workspace), config, address)
+    opened = Workspace.open(workspace)
+    found = show.source(opened, settings_of(opened, config), address)
     if not found["flows"]:
         click.echo(f"no flow of {address} is in {workspace}", err=True)
     _show(found, as_json)
 
 
 def _show(facts: dict[str, Any], as_json: bool) -> None:
-    """Names and values below each other; lists of rows as tables."""
+    """Names and values below each other; lists of rows as tables. Of what is cut short, `of` how many."""
     if as_json:
         click.echo(json.dumps(facts, indent=1, ensure_ascii=False))
         return
-    from rich.console import Console
-    from rich.markup import escape
+    from rayscan import terminal
+
+    console = terminal.console()
+    titles = {name: _title(name, value, facts["of"]) for name, value in facts.items() if name != "of"}
+    width = max(len(title) for title in titles.values())
+    for name, title in titles.items():
+        value = facts[name]
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            console.print(title)
+            console.print(_table(value))
+        elif isinstance(value, list) and value and isinstance(value[0], str):
+            console.print(title)
+            for text in value:
+                console.print(f"  {terminal.one_line(text)}")
+        else:
+            console.print(f"{title:<{width}}  {_text(value)}")
+
+
+def _title(name: str, value: Any, of: dict[str, int]) -> str:
+    cut = name in of and len(value) < of[name]
+    return f"{name}, {len(value)} of {of[name]:,}" if cut else name
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
     from rich.table import Table
 
-    console = Console(soft_wrap=True, highlight=False)
-    width = max(len(name) for name in facts)
-    for name, value in facts.items():
-        if isinstance(value, list) and value and isinstance(value[0], dict):
-            console.print(escape(name))
-            table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 2))
-            for column in value[0]:
-                table.add_column(column)
-            for row in value:
-                table.add_row(*(escape(_text(cell)) for cell in row.values()))
-            console.print(table)
-        elif isinstance(value, list) and value and isinstance(value[0], str):
-            console.print(escape(name))
-            for text in value:
-                console.print(f"  {escape(_one_line(text))}")
-        else:
-            console.print(f"{escape(name):<{width}}  {escape(_text(value))}")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 2))
+    for name, value in rows[0].items() if rows else ():
+        table.add_column(name, justify="right" if isinstance(value, int) else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(_text(cell) for cell in row.values()))
+    return table
 
 
 def _text(value: Any) -> str:
+    from rayscan.report import words
+    from rayscan.terminal import one_line
+
     if isinstance(value, dict):
-        return ", ".join(f"{_one_line(str(key))} {_text(item)}" for key, item in value.items()) or "–"
+        return ", ".join(f"{one_line(str(key))} {_text(item)}" for key, item in value.items()) or "–"
+    if isinstance(value, list) and value and isinstance(value[0], int):
+        return f"{words.bars(value)} at most {max(value):,}"
     if isinstance(value, list):
         return " ".join(_text(item) for item in value) or "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
-    return "–" if value is None else f"{value:.3f}" if isinstance(value, float) else _one_line(str(value))
-
-
-def _one_line(text: str) -> str:
-    """Texts of the data without what would move the cursor of a terminal."""
-    return "".join(sign if sign.isprintable() else " " for sign in text)
+    return "–" if value is None else f"{value:.3f}" if isinstance(value, float) else one_line(str(value))
 
 
 @click.command()
@@ -141,9 +191,7 @@ def export(
     names: tuple[str, ...],
     out: Path | None,
     workspace: str,
-    preset: str,
-    config_file: Path | None,
-    sets: tuple[str, ...],
+    config: RunConfig,
 ) -> None:
     """Write campaigns and their sources for other programs.
 
@@ -154,7 +202,6 @@ def export(
       rayscan export -w WS --format csv --table sources --out sources.csv
       rayscan export -w WS --format stix --campaign 2024-03-5f1c --out campaign.json
     """
-    config = configuration.load(preset, config_file, sets)
     from rayscan.errors import WorkspaceError
     from rayscan.progress import say
     from rayscan.stages import export as stage

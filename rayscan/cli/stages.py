@@ -5,25 +5,23 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from rayscan import config as configuration
 from rayscan.cli.options import EPILOG, from_option, method_option, model_option, stage_options
 from rayscan.cli.workspace import show_status
+from rayscan.config import RunConfig
 
 if TYPE_CHECKING:
     from rayscan.planning import Window
+    from rayscan.tables import Workspace
 
 
 def execute(
     stages: tuple[str, ...],
     workspace: str,
-    preset: str,
-    config_file: Path | None,
-    sets: tuple[str, ...],
+    config: RunConfig,
     address: str | None,
     as_json: bool,
     dry_run: bool,
@@ -32,10 +30,7 @@ def execute(
     start: str | None = None,
     period: str | None = None,
     window: Window | None = None,
-    method: str | None = None,
 ) -> None:
-    sets += () if method is None else (f"train.method={method}",)
-    config = configuration.load(preset, config_file, sets)
     from rayscan import models, pipeline, planning
     from rayscan.status import plan
     from rayscan.tables import Workspace
@@ -52,7 +47,7 @@ def execute(
         show_status(rows, as_json, stages)
         return
     if config.captures.paths:
-        planning.find_captures(config.captures, workspace)  # says what is missing before anything is made
+        planning.find_captures(config.captures, place.uri)  # says what is missing before anything is made
     opened = Workspace.open(workspace, config.ingest if config.captures.paths else None)
     for one in (found, begun):
         if one is not None:
@@ -60,6 +55,7 @@ def execute(
     outcome = pipeline.Run(opened, config, address, window).execute(stages, fresh, period)
     if outcome.exit_code == pipeline.NOTHING_TO_DO:
         click.echo(f"nothing to do: everything in {opened.uri} is up to date", err=True)
+        _show_figures(opened, config, stages)
     if as_json:
         click.echo(json.dumps(asdict(outcome), indent=1))
     elif "report" in stages and outcome.report:
@@ -69,6 +65,19 @@ def execute(
         click.echo("what changed:", err=True)
         click.echo(outcome.changes)
     sys.exit(outcome.exit_code)
+
+
+def _show_figures(workspace: Workspace, config: RunConfig, stages: tuple[str, ...]) -> None:
+    """What an evaluation that is there already has found: whoever asks for it wants to see it."""
+    from rayscan import planning
+    from rayscan.evaluation import paper, table
+
+    shown = {("evaluate",): (planning.EVALUATION, table.as_text), ("paper",): (planning.PAPER, paper.as_text)}
+    if stages in shown:
+        name, as_text = shown[stages]
+        found = workspace.read_json(planning.run_file(config, name))
+        for line in as_text(found) if found else ():
+            click.echo(line, err=True)
 
 
 @click.command("run", epilog=EPILOG)
@@ -114,15 +123,7 @@ def train(**options: Any) -> None:
 
 @click.command(epilog=EPILOG)
 @stage_options
-def tune(
-    workspace: str,
-    preset: str,
-    config_file: Path | None,
-    sets: tuple[str, ...],
-    address: str | None,
-    as_json: bool,
-    dry_run: bool,
-) -> None:
+def tune(workspace: str, config: RunConfig, address: str | None, as_json: bool, dry_run: bool) -> None:
     """Try settings on the workspace's sequences and write down the best.
 
     What to vary stands in section `tune`. Trials train for a few steps, the best of them for several times as
@@ -133,7 +134,6 @@ def tune(
     \b
       rayscan tune -w WS --set 'tune.space={train.learning_rate: {loguniform: [1e-4, 1e-2]}}'
     """
-    config = configuration.load(preset, config_file, sets)
     from rayscan import pipeline
     from rayscan.tables import Workspace
 
@@ -212,16 +212,8 @@ def evaluate(protocol: str, seeds: int, **options: Any) -> None:
 
 
 def _evaluate_seeds(
-    count: int,
-    workspace: str,
-    preset: str,
-    config_file: Path | None,
-    sets: tuple[str, ...],
-    address: str | None,
-    as_json: bool,
-    **_: Any,
+    count: int, workspace: str, config: RunConfig, address: str | None, as_json: bool, **_: Any
 ) -> None:
-    config = configuration.load(preset, config_file, sets)
     from rayscan import pipeline
     from rayscan.tables import Workspace
 

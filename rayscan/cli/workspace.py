@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,9 +20,7 @@ if TYPE_CHECKING:
 @workspace_option
 @config_options
 @json_option
-def status(
-    workspace: str, preset: str, config_file: Path | None, sets: tuple[str, ...], as_json: bool
-) -> None:
+def status(workspace: str, config: RunConfig, as_json: bool) -> None:
     """Show per stage and period what is done, due and stale, with row counts.
 
     Without any settings, those of the last run `main` are taken: what would running it again do? With --json
@@ -34,7 +31,7 @@ def status(
     from rayscan.tables import Workspace
 
     opened = Workspace.open(workspace)
-    config = settings_of(opened, configuration.load(preset, config_file, sets))
+    config = settings_of(opened, config)
     if as_json:
         click.echo(json.dumps(health(opened, config), indent=1))
         return
@@ -93,6 +90,7 @@ _HOURS_OF_A_RUN = 24
 @click.option(
     "--older-than",
     "hours",
+    type=click.FloatRange(min=0),
     default=168.0,
     show_default=True,
     help="Hours a file must have been unused. Shorter than a running job endangers that job.",
@@ -126,13 +124,18 @@ def unlock(workspace: str, name: str) -> None:
 
     Hardly ever needed: the next run on the same machine sees that its process is gone, and from another
     machine a lease is taken over some eleven minutes after it was last renewed. A run that is still alive
-    ends at its next stage, and can change nothing that another one has changed meanwhile.
+    ends at its next commit, and can change nothing that another one has changed meanwhile. Where nobody
+    holds that lease the exit code is 4.
     """
-    from rayscan.lease import end
+    from rayscan.lease import end, names
     from rayscan.progress import say
     from rayscan.tables import Workspace
 
-    end(Workspace.open(workspace), name)
+    opened = Workspace.open(workspace)
+    if name not in (there := names(opened)):
+        say(f"nobody holds {name}; {'held are ' + ', '.join(there) if there else 'no lease is held'}")
+        sys.exit(4)
+    end(opened, name)
     say(f"{name} is free")
 
 

@@ -6,7 +6,7 @@ similarities. Blocks are cut along one grid of tiles, counts and ties are intege
 neighbours are ordered by their row: so the results are the same to the last bit whatever the size of blocks
 and the number of workers.
 
-Traded: what is nearest is kept per block and merged, which costs a sort of 2k neighbours per row and block.
+Traded: what is nearest is kept per block and merged, which costs a walk over 2k neighbours per row and block.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from typing import Any
 import numba as nb
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 
 from rayscan.errors import DataError
 from rayscan.evaluation import tiles
-from rayscan.evaluation.pairs import BINS, PairCounts
+from rayscan.evaluation.pairs import BINS, PairCounts, same_pairs
 from rayscan.evaluation.tiles import Map, Vectors
 
 NONE = -1
@@ -28,6 +29,7 @@ NONE = -1
 _LARGEST_BLOCK = 2**14  # some seconds of one core, and a few MB of results
 _BLOCKS = 12  # along a side, where blocks can be smaller: enough to keep many cores busy
 _TIE_STEPS = 2**18
+_FEW_PAIRS = 2**14  # of a group: held one by one, since most bins of a histogram would be empty
 _UNIT = 2.0**32  # sums of a tile become integers in steps of 1/_UNIT, so that they add up in any order
 _BEST = np.dtype([("index", np.int64), ("ties", np.int64), ("same", np.int64), ("similarity", np.float32)])
 
@@ -105,11 +107,8 @@ class _Ends:
         if len(self.steps):
             _merge_best(self.steps[at], self.best[at], other.steps, other.best)
         if self.index.shape[1]:
-            index = np.concatenate([self.index[at], other.index], axis=1)
-            similarity = np.concatenate([self.similarity[at], other.similarity], axis=1)
-            order = np.lexsort((index, -similarity), axis=1)[:, : self.index.shape[1]]
-            self.index[at] = np.take_along_axis(index, order, 1)
-            self.similarity[at] = np.take_along_axis(similarity, order, 1)
+            found = other.index.copy(), other.similarity.copy()  # copies: what travels is read-only
+            _merge_kept(self.index[at], self.similarity[at], *found)
 
 
 def compare(
@@ -174,6 +173,27 @@ def pair_statistics(
 ) -> PairCounts:
     """The counts of `compare` alone."""
     return compare(vectors, groups, bins=bins, exclude=exclude, map=map).counts
+
+
+def own_counts(vectors: Vectors, groups: NDArray[np.int64], map: Map = tiles.in_threads) -> sparse.csr_array:
+    """`PairCounts.same` of each group apart, float64 (G, BINS); `groups` (N,) are positions 0 to G-1.
+
+    A group fills at most as many bins as it has pairs, and as there are: so memory grows with N, by 2 KB
+    a vector at the very most, whether one group has all of them or each has a few.
+    """
+    sizes = np.bincount(groups)
+    many = np.flatnonzero(sizes * (sizes - 1) // 2 > _FEW_PAIRS)
+    few = np.flatnonzero(~np.isin(groups, many))
+    group, bin = same_pairs(vectors[few], groups[few])
+    groups_of, bins, counts = [group.astype(np.int32)], [bin], [np.ones(len(bin))]
+    for one in many:
+        rows = np.flatnonzero(groups == one)
+        same = pair_statistics(vectors[rows], np.zeros(len(rows), np.int64), map=map).same
+        bins.append(np.flatnonzero(same).astype(np.int32))
+        counts.append(same[bins[-1]].astype(np.float64))
+        groups_of.append(np.full(len(bins[-1]), one, np.int32))
+    cells = np.concatenate(counts), (np.concatenate(groups_of), np.concatenate(bins))
+    return sparse.coo_array(cells, shape=(len(sizes), BINS)).tocsr()
 
 
 def nearest(vectors: Vectors, groups: NDArray[np.integer]) -> Nearest:
@@ -357,6 +377,25 @@ def _keep_best(  # type: ignore[no-untyped-def]
             _insert(index_a[i], similarity_a[i], first_b + to, s)
             _insert(index_b[to], similarity_b[to], first_a + i, s)
             far[j] = similarity_b[to, k - 1]
+
+
+@nb.njit(nogil=True, cache=True)
+def _merge_kept(index, similarity, new, found):  # type: ignore[no-untyped-def]
+    """Brings the best k of rows up to date, with as many of another block: nearest first, then the first
+    row."""
+    k = index.shape[1]
+    at, near = np.empty(k, np.int64), np.empty(k, np.float32)
+    for i in range(index.shape[0]):
+        a, b = 0, 0
+        for j in range(k):
+            s, t = similarity[i, a], found[i, b]
+            if s > t or (s == t and index[i, a] < new[i, b]):
+                at[j], near[j] = index[i, a], s
+                a += 1
+            else:
+                at[j], near[j] = new[i, b], t
+                b += 1
+        index[i], similarity[i] = at, near
 
 
 @nb.njit(nogil=True, cache=True)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayscan.clustering.calibration import Calibration, KnownPairs, cosines, known_pairs, reliability
-from rayscan.evaluation.intervals import figure
+from rayscan.evaluation.intervals import Resamples, figure
 
 _PAIRS = 50_000
 
@@ -23,12 +23,12 @@ def kept_word(
     vectors: NDArray[np.float32],
     source: NDArray[np.int64],
     curve: Calibration,
-    weights: NDArray[np.float64],
+    weights: Resamples,
     seed: int = 0,
 ) -> dict[str, Any]:
     """{"bins", "error", "prior", "pairs_same", "pairs_different"} as the layout of an evaluation has them.
 
-    `source` (N,) are positions 0 to G-1 and `weights` (resamples, G). Raises DataError where there are no
+    `source` (N,) are positions 0 to G-1 and `weights` of G. Raises DataError where there are no
     pairs of one kind.
     """
     known = known_pairs(source, prior=curve.prior, seed=seed, max_pairs=_PAIRS)

@@ -26,6 +26,8 @@ from rayscan.evaluation.tiles import Map, Vectors
 BINS = 2**16 + 1
 """Default number of fine bins; odd, so that 0 is the centre of one."""
 
+_OTHERS = 2048
+
 
 @dataclass(frozen=True)
 class PairCounts:
@@ -64,6 +66,12 @@ class PairCounts:
             return np.full(self.different.size, np.nan)
         return (np.cumsum(self.different) - self.different / 2) / self.n_different
 
+    def ranks_from_above(self) -> NDArray[np.float64]:
+        """For each bin the share of same-group pairs above it, ties counted half; float64 (bins,)."""
+        if not self.n_same:
+            return np.full(self.same.size, np.nan)
+        return (from_above(self.same) - self.same / 2) / self.n_same
+
     def auroc(self) -> float:
         """Chance that a same-group pair is the more similar of two, ties half; NaN if undefined."""
         return float(self.same @ self.ranks() / self.n_same) if self.n_same else np.nan
@@ -98,7 +106,7 @@ def same_pairs(
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """Each same-group pair once: its group (P,) and its bin (P,).
 
-    For groups of bounded size: all P are held in memory. `same_sums` is for the others.
+    For groups of bounded size: all P are held in memory. `blockwise.own_counts` is for any.
     """
     tiles.check(vectors, groups)
     order = np.argsort(groups, kind="stable")
@@ -138,6 +146,47 @@ def same_sums(
         counts[at] += number
     back = np.argsort(order)
     return sums[:, back], counts[back]
+
+
+def different_sums(
+    vectors: Vectors,
+    groups: NDArray[np.integer],
+    tables: NDArray[np.float64],
+    *,
+    exclude: NDArray[np.integer],
+    map: Map = tiles.in_threads,
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """For each vector, over others of other groups: sums (T, N) of `tables` (T, bins) at their bins, and
+    number (N,).
+
+    Pairs that agree in `exclude` (N,) do not count. The others are `_OTHERS` vectors, evenly over the rows,
+    or all if there are no more: that many say how a vector stands to them.
+    """
+    tiles.check(vectors, groups, exclude)
+    n = len(groups)
+    others = np.unique(np.linspace(0, n - 1, min(n, _OTHERS)).astype(np.int64))
+    ids, apart = np.asarray(groups, np.int64), np.asarray(exclude, np.int64)
+    left, right = tiles.shared_columns(vectors, vectors[others])
+    sides = (left, ids, apart), (right, ids[others], apart[others])
+    items = list(tiles.slices(n, 4 * tiles.SIZE))
+    found = list(map(_add_others, items, (*sides, np.ascontiguousarray(tables.T))))
+    sums = np.concatenate([sums for sums, _ in found], axis=1) if found else np.zeros((len(tables), 0))
+    return sums, np.concatenate([np.zeros(0, np.int64), *(counts for _, counts in found)])
+
+
+def _add_others(rows: slice, shared: tuple[Any, ...]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Sums (T, n) and numbers (n,) of these rows."""
+    (vectors, ids, exclude), (others, other_ids, other_exclude), tables = shared
+    n = rows.stop - rows.start
+    sums, counts = np.zeros((n, tables.shape[1])), np.zeros(n, np.int64)
+    for j in tiles.slices(len(other_ids), tiles.width(others)):
+        right = others[j], other_ids[j].copy(), other_exclude[j].copy()  # copies: what travels is read-only
+        for part in tiles.slices(n, tiles.SIZE):
+            i = slice(rows.start + part.start, rows.start + part.stop)
+            tile = tiles.similarities(vectors[i], right[0])
+            sides = ids[i].copy(), right[1], exclude[i].copy(), right[2]
+            _add_different(tile, *sides, tables.copy(), sums[part], counts[part])
+    return sums.T, counts
 
 
 def _add_band(rows: slice, shared: tuple[Any, ...]) -> tuple[int, NDArray[np.float64], NDArray[np.int64]]:
@@ -207,3 +256,18 @@ def _add_same(tile, ids_a, ids_b, exclude_a, exclude_b, skip, tables, sums_a, n_
                 sums_b[j, t] += tables[at, t]
             n_a[i] += 1
             n_b[j] += 1
+
+
+@nb.njit(nogil=True, cache=True)
+def _add_different(tile, ids_a, ids_b, exclude_a, exclude_b, tables, sums, n):  # type: ignore[no-untyped-def]
+    """Adds the tables' (bins, T) values at each different-group pair of a tile to its row."""
+    half, top = np.float32((tables.shape[0] - 1) // 2), np.float32(tables.shape[0] - 1)
+    for i in range(tile.shape[0]):
+        for j in range(tile.shape[1]):
+            if ids_a[i] == ids_b[j] or exclude_a[i] == exclude_b[j]:
+                continue
+            x = tile[i, j] * half + half + np.float32(0.5)
+            at = np.int32(min(max(x, np.float32(0)), top))
+            for t in range(tables.shape[1]):
+                sums[i, t] += tables[at, t]
+            n[i] += 1

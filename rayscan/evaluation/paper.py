@@ -118,7 +118,7 @@ def _by_source(name: str, anchors: Anchors, terms: Terms) -> Found:
     if not 1 < n < len(rows):
         why = "all anchors are of one source" if n == 1 else "no source has two anchors"
         terms.note(f"{name} / by source", why)
-    weights = intervals.resamples(n, terms.config.bootstrap, terms.config.seed)
+    weights = intervals.Resamples(n, terms.config.bootstrap, terms.config.seed)
     figures = by_source(_vectors(anchors, rows), source, weights, terms.map, _BINS)
     return _study(figures, len(rows), n)
 
@@ -130,7 +130,7 @@ def _by_label(name: str, anchors: Anchors, terms: Terms) -> Found | None:
         terms.note(f"{name} / by label", "fewer than two labels" if len(rows) else "no labels")
         return None
     source, n = positions(anchors.data.src[rows])
-    weights = intervals.resamples(n, terms.config.bootstrap, terms.config.seed)
+    weights = intervals.Resamples(n, terms.config.bootstrap, terms.config.seed)
     figures = by_label(_vectors(anchors, rows), label, source, source, weights, terms.map, _BINS)
     if not figures["pairs_same"]:
         terms.note(f"{name} / by label", "no two sources share a label")

@@ -13,6 +13,7 @@ sizes share one term, and only the likely part of each distribution is summed.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -144,20 +145,20 @@ def intervals(
     clusters: NDArray[np.integer],
     groups: NDArray[np.integer],
     src: NDArray[np.integer],
-    weights: NDArray[np.float64],
+    weights: Iterable[NDArray[np.float64]],
 ) -> dict[str, Any]:
     """95 % intervals [low, high] of the figures of `compare` when sources are drawn again; None if undefined.
 
-    `src` (N,) are positions 0 to G-1 and `weights` (resamples, G) say how often each source is drawn. Pairs
+    `src` (N,) are positions 0 to G-1; each of `weights` (G,) says how often every source is drawn. Pairs
     of one source count once for each time it is drawn, and never between its copies. AMI has none: what
     chance would give is expensive to compute.
     """
     has = np.asarray(groups) != UNLABELLED
     cluster, group = (np.unique(np.asarray(each)[has], return_inverse=True)[1] for each in (clusters, groups))
-    source, n = np.asarray(src)[has], weights.shape[1]
+    source, n = np.asarray(src)[has], int(np.max(src, initial=-1)) + 1
     cell = np.unique(cluster * (int(group.max(initial=0)) + 1) + group, return_inverse=True)[1]
     tables = [_by_group(kind, source, n) for kind in (np.zeros(len(source), np.int64), cluster, group, cell)]
-    draws = np.array([_redrawn(tables, w) for w in weights]).reshape(len(weights), len(_REDRAWN))
+    draws = np.array([_redrawn(tables, w) for w in weights]).reshape(-1, len(_REDRAWN))
     ends = [_ends(column) for column in draws.T]
     found: dict[str, Any] = dict(zip(_REDRAWN, ends, strict=True))
     for kind in ("join", "join_across_sources"):

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from rayscan.clustering.calibration import Calibration
 from rayscan.config import EvaluateConfig
 from rayscan.errors import DataError
-from rayscan.evaluation import intervals, neighbours, pairs, partitions, tiles
-from rayscan.evaluation.blockwise import compare, retrieval
+from rayscan.evaluation import intervals, jackknife, neighbours, pairs, partitions, tiles
+from rayscan.evaluation.blockwise import compare, own_counts, retrieval
 from rayscan.evaluation.chances import kept_word
-from rayscan.evaluation.intervals import figure
+from rayscan.evaluation.intervals import Resamples, figure
 from rayscan.evaluation.splits import network_of
 from rayscan.evaluation.tiles import Map, Vectors
 from rayscan.keys import hash64
@@ -77,7 +77,7 @@ def figures_of(name: str, part: PartData, terms: Terms) -> Found:
     _check(name, part)
     rows = _sample(part, np.arange(len(part.src)), config)
     source, n_sources = positions(part.src[rows])
-    weights = intervals.resamples(n_sources, config.bootstrap, config.seed)
+    weights = Resamples(n_sources, config.bootstrap, config.seed)
     methods = {
         method: by_source(vectors, source, weights, terms.map)
         for method, vectors in (_methods(part, rows, config) if len(rows) else {}).items()
@@ -97,7 +97,7 @@ def figures_of(name: str, part: PartData, terms: Terms) -> Found:
 def by_source(
     vectors: Vectors,
     source: NDArray[np.int64],
-    weights: NDArray[np.float64],
+    weights: Resamples,
     map: Map,
     plot_bins: int = 64,
 ) -> Found:
@@ -108,9 +108,9 @@ def by_source(
     sizes = np.bincount(source)
     several, everyone = int((sizes > 1).sum()), len(sizes)
     micro, macro = retrieval(found, source) if everyone > 1 else (np.nan, np.nan)
-    known = pairs.same_pairs(vectors, source)
-    draws = intervals.separation_draws(vectors, source, counts, known, weights)
-    mean_macro, draws["mean_same_macro"] = intervals.macro_mean(known, pairs.BINS, weights)
+    own = own_counts(vectors, source, map)
+    draws = intervals.separation_draws(vectors, source, counts, own, weights)
+    mean_macro, draws["mean_same_macro"] = intervals.macro_mean(own, weights)
     draws |= intervals.retrieval_draws(np.nan_to_num(found.same), source, weights)
     return {
         "n_sequences": len(source),
@@ -134,7 +134,7 @@ def _calibration(
     part: PartData,
     rows: NDArray[np.int64],
     source: NDArray[np.int64],
-    weights: NDArray[np.float64],
+    weights: Resamples,
     terms: Terms,
 ) -> Found | None:
     what = f"{name} / calibration"
@@ -170,7 +170,7 @@ def _labels(name: str, part: PartData, terms: Terms) -> Found | None:
         return None
     label, (source, everyone) = codes[scored], positions(part.src[scored])
     network = network_of(part.src[scored])
-    weights = intervals.resamples(everyone, config.bootstrap, config.seed)
+    weights = Resamples(everyone, config.bootstrap, config.seed)
     methods = _methods(part, scored, config)
     across, between = (
         {
@@ -205,32 +205,34 @@ def by_label(
     label: NDArray[np.int64],
     source: NDArray[np.int64],
     apart: NDArray[np.int64],
-    weights: NDArray[np.float64],
+    weights: Resamples,
     map: Map,
     plot_bins: int = 64,
 ) -> Found:
     """The same of one label, over pairs that differ in `apart`: their source, or its network, which holds all
     of a source."""
-    compared = compare(vectors, label, exclude=apart, k=max(neighbours.KS), map=map)
+    compared = compare(vectors, label, exclude=apart, k=jackknife.DEPTH, map=map)
     counts, near = compared.counts, compared.neighbours
     assert near is not None
-    n = weights.shape[1]
-    tables = np.stack([counts.ranks(), pairs.centres()])
-    sums, numbers = pairs.same_sums(vectors, label, tables, exclude=apart, map=map)
-    auroc, mean_same = (intervals.pair_draws(each, numbers, source, weights) for each in sums)
+    n = weights.n_sources
+    moved = []
+    for summed, ranks in (pairs.same_sums, counts.ranks()), (pairs.different_sums, counts.ranks_from_above()):
+        sums, numbers = summed(vectors, label, np.stack([ranks, pairs.centres()]), exclude=apart, map=map)
+        moved.append([intervals.pair_changes(each, numbers, source, weights) for each in sums])
+    (rank_same, same), (rank_different, different) = moved
     votes = {}
     for k in neighbours.KS:
-        predicted = neighbours.vote(near.index[:, :k], label)
-        draws = intervals.vote_draws(label, predicted, source, weights)
-        votes[str(k)] = figure(neighbours.macro_f1(label, predicted), draws, n)
+        value = neighbours.macro_f1(label, neighbours.vote(near.index[:, :k], label))
+        without = jackknife.macro_f1_without(near.index, label, source, k)
+        votes[str(k)] = figure(value, intervals.left_out_draws(value, without, weights), n)
     return {
         "pairs_same": counts.n_same,
         "pairs_different": counts.n_different,
-        "auroc": figure(counts.auroc(), auroc, n),
+        "auroc": figure(counts.auroc(), np.clip(counts.auroc() + rank_same + rank_different, 0, 1), n),
         "auroc_error": _bound(counts),
         "average_precision": figure(counts.average_precision(), None, n),
-        "mean_same": figure(counts.mean_same, mean_same, n),
-        "mean_different": figure(counts.mean_different, None, n),
+        "mean_same": figure(counts.mean_same, np.clip(counts.mean_same + same, -1, 1), n),
+        "mean_different": figure(counts.mean_different, np.clip(counts.mean_different + different, -1, 1), n),
         "knn_macro_f1": votes,
         "histograms": _histograms(counts, plot_bins),
     }

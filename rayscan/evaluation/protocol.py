@@ -70,7 +70,7 @@ from rayscan.clustering.calibration import Calibration
 from rayscan.config import EvaluateConfig
 from rayscan.errors import DataError
 from rayscan.evaluation import partitions, tiles
-from rayscan.evaluation.intervals import resamples
+from rayscan.evaluation.intervals import Resamples
 from rayscan.evaluation.parts import PartData, Terms, figures_of, positions
 from rayscan.evaluation.splits import PART_NAMES, UNSEEN_SOURCES, network_of
 from rayscan.methods.floors import port_vectors
@@ -134,9 +134,9 @@ def evaluate(
         "clusters": None,
         "not_computed": terms.missing,
     }
-    if clusters is None:
-        terms.note("clusters", "no clusters given")
-    else:
+    if not clusters:
+        terms.note("clusters", "no clusters given" if clusters is None else "no period has any")
+    if clusters is not None:
         items = list(clusters.items())
         periods = zip(items, map(_period, items, config), strict=True)
         found["clusters"] = {"periods": {}}
@@ -187,7 +187,7 @@ def _period(item: tuple[str, ClusterData], config: EvaluateConfig) -> tuple[Foun
         missing.append((f"{what} / by_label", "no labels"))
     if not len(cluster):
         missing.append((f"{what} / by_source", "no sequences"))
-    weights = resamples(n_sources, config.bootstrap, config.seed)
+    weights = Resamples(n_sources, config.bootstrap, config.seed)
     by_source, by_label = None, None
     if len(cluster):
         ends = partitions.intervals(cluster, source, source, weights)

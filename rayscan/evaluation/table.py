@@ -74,10 +74,10 @@ def _of_clusters(clusters: Found | None) -> list[str]:
         for by, join, title in _AGREEMENT:
             if of := found[by]:
                 ends = of["intervals"]
-                figures = [_bounded(of[name], ends.get(name)) for name in ("ari", "v_measure", "ami")]
+                figures = [bounded(of[name], ends.get(name)) for name in ("ari", "v_measure", "ami")]
                 if join == "join_across_sources":  # the others know no pairs
-                    figures = [_bounded(None, None)] * 3
-                figures.insert(2, _bounded(of[join]["f1"], ends[join]["f1"]))
+                    figures = [bounded(None, None)] * 3
+                figures.insert(2, bounded(of[join]["f1"], ends[join]["f1"]))
                 lines.append(f"  {title:22}" + "".join(f"{_cell(figure):>22}" for figure in figures))
     return lines
 
@@ -89,7 +89,8 @@ _AGREEMENT = (
 )
 
 
-def _bounded(value: float | None, ends: list[float] | None) -> Found:
+def bounded(value: float | None, ends: list[float] | None) -> Found:
+    """A figure with its interval, which where sources are drawn again may lie beside it."""
     if value is None or ends is None:
         return {"value": value, "low": None, "high": None}
     return {"value": value, "low": min(ends[0], value), "high": max(ends[1], value)}

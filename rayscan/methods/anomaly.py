@@ -50,11 +50,19 @@ FEWEST = 100
 """Rows below which a class is zero-day."""
 
 IDENTITIES = {
-    "flowid", "id", "timestamp", "time", "date", "srcaddr", "dstaddr", "srcip", "dstip", "sourceip",
-    "destinationip", "saddr", "daddr", "srcport", "dstport", "sourceport", "destinationport", "sport",
-    "dport", "ipprot", "protocol", "proto",
+    "flowid", "id", "uid", "timestamp", "ts", "time", "date", "datetime", "starttime", "endtime", "stime",
+    "ltime", "etime", "firstseen", "lastseen", "flowstart", "flowend", "flowstartmilliseconds",
+    "flowendmilliseconds", "srcaddr", "dstaddr", "srcip", "dstip", "sourceip", "destinationip", "saddr",
+    "daddr", "ipsrc", "ipdst", "ipv4srcaddr", "ipv4dstaddr", "idorigh", "idresph", "srcport", "dstport",
+    "sourceport", "destinationport", "sport", "dport", "dsport", "l4srcport", "l4dstport", "idorigp",
+    "idrespp", "ipprot", "protocol", "proto",
 }  # fmt: skip
-"""Columns, in small letters and digits alone, that say who or when and are no features, as published."""
+"""Columns, in small letters and digits alone, that say who or when and are no features: the published ones,
+and what Zeek, Argus, NetFlow and other common tables call the same."""
+
+LABELS = {"label", "labels", "class", "attack", "attacks", "attackcat", "attacktype", "attackcategory",
+          "category", "subcategory", "target", "detailedlabel"}  # fmt: skip
+"""Columns that say what a row is, as the label column does: as features they would give it away."""
 
 
 # ---------------------------------------------------------------------------------------------
@@ -81,21 +89,27 @@ class Rows(NamedTuple):
     ragged: int
 
 
-def read_rows(file: BinaryIO, path: str, label_column: str) -> Rows:
+def read_rows(file: BinaryIO, path: str, label_column: str, without: Sequence[str] = ()) -> Rows:
     """Rows of buffered delimited text with a header line; `path` is for messages.
 
-    A feature is a column that is not named in IDENTITIES and not the same everywhere, and most of whose
-    values in the first 16 MiB are numbers. Names are compared without blanks around them. Raises SchemaError
-    without the label column, FormatError for a file that cannot be read, DataError if no row or no feature
-    is left.
+    A feature is a column that is not named in IDENTITIES, LABELS or `without` and not the same everywhere,
+    and most of whose values in the first 16 MiB are numbers. Names are compared without blanks around them.
+    Raises SchemaError without one of the columns named, FormatError for a file that cannot be read, DataError
+    if no row or no feature is left.
     """
     header = read_header(file, path)
     label = _place(header, label_column, path)
-    left_out = {
-        name: "says who or when"
-        for place, name in enumerate(header.names)
-        if place != label and "".join(filter(str.isalnum, name.lower())) in IDENTITIES
-    }
+    for name in without:
+        _place(header, name, path)
+    left_out = {}
+    for name in (name for place, name in enumerate(header.names) if place != label):
+        plain = "".join(filter(str.isalnum, name.lower()))
+        if name in {one.strip() for one in without}:
+            left_out[name] = "was asked to be"
+        elif plain in IDENTITIES:
+            left_out[name] = "says who or when"
+        elif plain in LABELS:
+            left_out[name] = "is called like a label"
     wanted = [k for k, name in enumerate(header.names) if k != label and name not in left_out]
     parts: list[F64] = []
     labels: list[Texts] = []

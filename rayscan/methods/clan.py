@@ -85,7 +85,7 @@ class Encoder(nn.Module):
 class Scaling:
     """Z-scores by the mean and deviation of training rows; NaN, unrecorded, becomes 0, the mean."""
 
-    def __init__(self, mean: F32, deviation: F32) -> None:
+    def __init__(self, mean: NDArray[np.float64], deviation: NDArray[np.float64]) -> None:
         self.mean, self.deviation = mean, deviation
 
     @classmethod
@@ -97,7 +97,7 @@ class Scaling:
         squares = np.where(known, (rows - mean) ** 2, 0).sum(0)
         deviation = np.sqrt(squares / np.maximum(count - 1, 1))
         deviation[deviation < _NONZERO] = 1
-        return cls(mean.astype(np.float32), deviation.astype(np.float32))
+        return cls(mean, deviation)
 
     def __call__(self, rows: NDArray[np.float64]) -> F32:
         return np.nan_to_num((rows - self.mean) / self.deviation, nan=0.0).astype(np.float32)

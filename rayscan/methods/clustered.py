@@ -25,9 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from rayscan.clustering import solve, sweep
+from rayscan.clustering import canonical, solve, sweep
 from rayscan.config import EvaluateConfig
-from rayscan.evaluation.intervals import figure, resamples
+from rayscan.evaluation.intervals import Resamples, figure
 from rayscan.evaluation.neighbours import NONE, top_k
 from rayscan.evaluation.partitions import UNLABELLED
 
@@ -38,7 +38,6 @@ Ints = NDArray[np.int64]
 CANDIDATES = 30
 _LARGEST_SHARE, _LEAST_SHARE = 0.5, 1e-5
 _PAIRS = 1_000_000
-KINDS = ("source", "label")
 
 
 @dataclass(frozen=True)
@@ -56,30 +55,27 @@ class Members:
 
 
 def scores(
-    validation: Members, tests: Mapping[str, Members], config: EvaluateConfig
-) -> dict[str, dict[str, Any]]:
-    """{"source" | "label": {"threshold": float, "parts": {NAME: {"f1": FIGURE, "clusters": int}}}}.
+    validation: Members, tests: Mapping[str, Members], kind: str, config: EvaluateConfig
+) -> dict[str, Any] | None:
+    """{"threshold": float, "parts": {NAME: {"f1": FIGURE, "clusters": int}}}; kind is "source" or "label".
 
-    A kind is absent where validation has no pair that belongs together, for then nothing can be chosen.
+    None where validation has no pair that belongs together, for then nothing can be chosen.
     """
     thresholds = candidates(validation.vectors, config.seed)
     if not thresholds:
-        return {}
-    labels = list(sweep(validation.vectors, thresholds, seed=config.seed))
+        return None
     once = np.ones((1, int(validation.source.max()) + 1))
-    found: dict[str, dict[str, Any]] = {}
-    for kind in KINDS:
-        agreed = np.array([joins_f1(validation, cluster, kind, once)[0] for cluster in labels])
-        if not np.isfinite(agreed).any() or np.nanmax(agreed) == 0:
-            continue
-        best = np.flatnonzero(agreed == np.nanmax(agreed))
-        threshold = thresholds[int(best[len(best) // 2])]  # in the middle of those that are equally good
-        parts = {}
-        for name, members in tests.items():
-            cluster = solve(members.vectors, threshold, seed=config.seed)
-            parts[name] = {"f1": f1(members, cluster, kind, config), "clusters": len(np.unique(cluster))}
-        found[kind] = {"threshold": threshold, "parts": parts}
-    return found
+    labels = sweep(validation.vectors, thresholds, seed=config.seed)
+    agreed = np.array([joins_f1(validation, cluster, kind, once)[0] for cluster in labels])
+    if not np.isfinite(agreed).any() or np.nanmax(agreed) == 0:
+        return None
+    best = np.flatnonzero(agreed == np.nanmax(agreed))
+    threshold = thresholds[int(best[len(best) // 2])]  # in the middle of those that are equally good
+    parts = {}
+    for name, members in tests.items():
+        cluster = solve(members.vectors, threshold, seed=config.seed)
+        parts[name] = {"f1": f1(members, cluster, kind, config), "clusters": len(np.unique(cluster))}
+    return {"threshold": threshold, "parts": parts}
 
 
 def candidates(vectors: F32, seed: int) -> list[float]:
@@ -125,16 +121,20 @@ def f1(members: Members, cluster: Ints, kind: str, config: EvaluateConfig) -> di
     """F1 of joins as a FIGURE, with its interval over sources."""
     sources = int(members.source.max(initial=-1)) + 1
     value = joins_f1(members, cluster, kind, np.ones((1, sources)))[0]
-    draws = joins_f1(members, cluster, kind, resamples(sources, config.bootstrap, config.seed))
+    drawn = Resamples(sources, config.bootstrap, config.seed)
+    weights = np.array([*drawn], np.float64).reshape(config.bootstrap, sources)
+    draws = joins_f1(members, cluster, kind, weights)
     return figure(value, draws, sources)
 
 
 def communities(vectors: F32, k: int = 3, seed: int = 0) -> Ints:
     """Louvain communities of the graph of k nearest neighbours, weighed by cosine: int64 (N,).
 
-    `vectors` are of length 1. A neighbour either way makes an edge; cosines of 0 or less make none.
-    Communities are numbered by their first row.
+    `vectors` are of length 1. Equal rows are one node: a source whose sequences all have its vector would
+    else be its own nearest neighbours, and an island. A neighbour either way makes an edge; cosines of 0 or
+    less make none. Communities are numbered by their first row.
     """
+    vectors, node = np.unique(vectors, axis=0, return_inverse=True)
     index, cosine = top_k(vectors, k, np.arange(len(vectors)))
     graph = nx.Graph()
     graph.add_nodes_from(range(len(vectors)))
@@ -142,9 +142,9 @@ def communities(vectors: F32, k: int = 3, seed: int = 0) -> Ints:
     ends = index[rows, places].tolist()
     graph.add_weighted_edges_from(zip(rows.tolist(), ends, cosine[rows, places].tolist(), strict=True))
     found = np.empty(len(vectors), np.int64)
-    for number, members in enumerate(sorted(nx.community.louvain_communities(graph, seed=seed), key=min)):
+    for number, members in enumerate(nx.community.louvain_communities(graph, seed=seed)):
         found[list(members)] = number
-    return found
+    return canonical(found[node.reshape(-1)])
 
 
 def _table(group: Ints, source: Ints, sources: int) -> sparse.csr_array:

@@ -7,7 +7,8 @@ floors beside them, and clustered at the threshold that suited validation sequen
 
 Two things keep the table honest. A method that does not know a source says so: figures are of the sequences
 it covers, and coverage stands beside them. And a method with one vector for all of a source's sequences gets
-no figure for telling that they are of one source, since that is true by construction.
+no figure for telling that they are of one source, since that is true by construction; where it infers a
+vector for each sequence of a source that it has not learnt, these alone are asked.
 
 Such methods were published *transductive*: all sources are in the corpus or graph they learn from. Rated so,
 they are said to be, since "unseen" then means nothing.
@@ -15,6 +16,7 @@ they are said to be, since "unseen" then means nothing.
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -24,6 +26,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from rayscan.config import EvaluateConfig, RunConfig, SplitConfig
+from rayscan.errors import ConfigError
 from rayscan.evaluation import protocol
 from rayscan.evaluation.partitions import UNLABELLED, label_codes
 from rayscan.evaluation.parts import sample_rows
@@ -40,7 +43,7 @@ from rayscan.methods import clustered, own
 from rayscan.methods.clustered import Members
 from rayscan.methods.method import METHODS, ONE_VECTOR_A_SOURCE, Embedded, Fitted, method
 
-VERSION = 3
+VERSION = 4
 """Of what `rated` finds; raised when that changes, so that nothing older is taken for it."""
 
 PARTS = (UNSEEN_SEQUENCES, UNSEEN_SOURCES)
@@ -49,16 +52,23 @@ _NAMES = {"model": "method"}  # in what `protocol` calls them
 Rated = dict[str, Any]
 
 
-def names_of(asked: Sequence[str]) -> list[str]:
-    """The methods that are asked for, rayscan first, then in the order of `METHODS`; "all" stands for all.
+def names_of(asked: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The methods that are asked for, rayscan first, then in the order of `METHODS`; and what is left out.
 
-    Raises ConfigError for a name that is none, or whose packages are missing.
+    "all" stands for all whose packages are there; the others are what is left out, each with the reason.
+    Raises ConfigError for a name that is none, or that is asked for by itself and whose packages are missing.
     """
-    wanted = [own.NAME, *METHODS] if "all" in asked else list(asked)
-    for name in wanted:
-        if name != own.NAME:
+    missing: dict[str, str] = {}
+    for name in METHODS if "all" in asked else ():
+        try:
             method(name)
-    return [name for name in (own.NAME, *METHODS) if name in wanted]
+        except ConfigError as error:
+            missing[name] = str(error)
+    wanted = {*asked, *(own.NAME, *METHODS)} - {"all"} if "all" in asked else set(asked)
+    wanted -= set(missing) - set(asked)
+    for name in sorted(wanted - {own.NAME}):
+        method(name)
+    return [name for name in (own.NAME, *METHODS) if name in wanted], list(missing.values())
 
 
 def rate(
@@ -75,8 +85,10 @@ def rate(
     clock.lap("fit")
     found = [fitted.embed(period) for period in periods]
     clock.lap("embed")
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     embedded = Embedded(*(np.concatenate(columns) for columns in zip(*found, strict=True)))
     facts = {"method": name, "seed": seed, "transductive": transductive, "facts": fitted.facts}
+    facts["memory_mb"] = memory  # the most of this process until now: fit and embed, libraries included
     figures = rated(sequences, embedded, config.split, config.evaluate, name in ONE_VECTOR_A_SOURCE)
     return {**facts, **clock.laps, **figures}
 
@@ -112,32 +124,34 @@ def rated(
     what has no figure: those of `protocol.evaluate`, and for "method" the "f1" of clusters.
     """
     of_part = _parts(sequences, split)
-    covered = {part: np.flatnonzero((of_part == part) & found.covered) for part in (*PARTS, VALIDATION)}
-    parts = {
+    asked = {"source": found.inferred if of_sources else found.covered, "label": found.covered}
+    parts: dict[str, Rated] = {
         PART_NAMES[part]: {
             "sequences": int((of_part == part).sum()),
             "coverage": _share(found.covered[of_part == part]),
             "inferred": _share(found.inferred[of_part == part]),
-            **_figures(sequences.take(covered[part]), found.vectors[covered[part]], config),
         }
         for part in PARTS
     }
-    members = {part: _members(sequences, found, covered[part], config) for part in covered}
-    tests = {PART_NAMES[part]: members[part] for part in PARTS}
-    clusters = clustered.scores(members[VALIDATION], tests, config)
-    for kind, chosen in clusters.items():
-        for name, scored in chosen["parts"].items():
-            if parts[name][kind] is not None:
-                parts[name][kind]["method"] |= scored
-    for name, some in tests.items():
-        if parts[name]["label"] is not None:
-            communities = clustered.communities(some.vectors, seed=config.seed)
-            louvain = clustered.f1(some, communities, "label", config)
-            parts[name]["label"]["method"]["louvain_f1"] = louvain
-    for part in PARTS:
-        if of_sources and not found.inferred[covered[part]].any():
-            parts[PART_NAMES[part]]["source"] = None
-    return {"parts": parts, "thresholds": {kind: chosen["threshold"] for kind, chosen in clusters.items()}}
+    thresholds = {}
+    for kind, known in asked.items():
+        rows = {part: np.flatnonzero((of_part == part) & known) for part in (*PARTS, VALIDATION)}
+        for part in PARTS:
+            table, vectors = sequences.take(rows[part]), found.vectors[rows[part]]
+            parts[PART_NAMES[part]][kind] = _figures(table, vectors, config)[kind]
+        members = {part: _members(sequences, found, rows[part], config) for part in rows}
+        tests = {PART_NAMES[part]: members[part] for part in PARTS}
+        chosen = clustered.scores(members[VALIDATION], tests, kind, config)
+        if chosen is not None:
+            thresholds[kind] = chosen["threshold"]
+        for name, some in tests.items():
+            figures = parts[name][kind]
+            if figures is not None and chosen is not None:
+                figures["method"] |= chosen["parts"][name]
+            if figures is not None and kind == "label":
+                communities = clustered.communities(some.vectors, seed=config.seed)
+                figures["method"]["louvain_f1"] = clustered.f1(some, communities, kind, config)
+    return {"parts": parts, "thresholds": thresholds}
 
 
 def _parts(sequences: pa.Table, split: SplitConfig) -> NDArray[np.int8]:
@@ -189,30 +203,42 @@ COLUMNS = {
     "labels Louvain F1": ("unseen sources", "label", "louvain_f1"),
 }
 """Figures of the table: its heading, and where `rated` has it."""
+FEW = 5
+"""Sources behind a figure below which the table does not show it: that of one source says nothing."""
+SHARES = {
+    "coverage": ("unseen sources", "coverage"),
+    "inferred": ("unseen sources", "inferred"),
+    "seen_coverage": ("unseen sequences", "coverage"),
+}
+"""Shares of sequences that have a vector, or one that was inferred: where `rated` has them."""
 COSTS = ("fit_s", "fit_cpu_s", "embed_s", "embed_cpu_s")
 FLOORS = {"ports": "floor: ports", "random": "floor: random"}
 
 
 def as_rows(found: Sequence[Rated]) -> list[Rated]:
-    """A row for each method, best first by AUROC on unseen sources; the floors come last.
+    """A row for each method, best first by AUROC on unseen sources; then what failed, and the floors last.
 
-    Keys: method, seeds, coverage (of unseen sources), those of COLUMNS, COSTS, memory_mb (the most). A cell
-    of COLUMNS is {"value", "low", "high", "seeds", "ports"}: mean over seeds, mean of their intervals (over
+    Keys: method, seeds, coverage and inferred (shares of the sequences of unseen sources), seen_coverage (of
+    unseen sequences), those of COLUMNS, COSTS, memory_mb (the most), failed (why, or None). A cell of
+    COLUMNS is {"value", "low", "high", "seeds", "ports"}: mean over seeds, mean of their intervals (over
     sources, so no narrower for several seeds), the value of each seed, and the port floor of the same
-    sequences; or None for what no seed could give. The floors' rows are of the sequences that the first row
-    of full coverage is rated on.
+    sequences; or None for what no seed could give of FEW sources or more. The floors' rows are of the
+    sequences that the first row of full coverage is rated on.
     """
     rows = []
     for name in dict.fromkeys(title(one) for one in found):
-        runs = [one for one in found if title(one) == name]
+        runs = [one for one in found if title(one) == name and "failed" not in one]
         row: Rated = {"method": name, "seeds": len(runs)}
-        row["coverage"] = _mean([one["parts"]["unseen sources"]["coverage"] for one in runs])
+        for key, (part, share) in SHARES.items():
+            row[key] = _mean([one["parts"][part].get(share) for one in runs])
         row |= {heading: _cell(runs, where, "method") for heading, where in COLUMNS.items()}
         row |= {key: _mean([one.get(key) for one in runs]) for key in COSTS}
         row["memory_mb"] = max((one["memory_mb"] for one in runs if "memory_mb" in one), default=None)
+        row["failed"] = next((one["failed"] for one in found if title(one) == name and "failed" in one), None)
         rows.append(row)
     rows.sort(key=lambda row: (row["sources AUROC"] is None, -_value(row["sources AUROC"]), row["method"]))
-    whole = next((one for one in found if one["parts"]["unseen sources"]["coverage"] == 1), None)
+    done = [one for one in found if "failed" not in one]
+    whole = next((one for one in done if one["parts"]["unseen sources"]["coverage"] == 1), None)
     return rows + ([] if whole is None else [_floor(whole, which) for which in FLOORS])
 
 
@@ -222,7 +248,7 @@ def title(one: Rated) -> str:
 
 
 def _floor(whole: Rated, which: str) -> Rated:
-    row = dict.fromkeys(("method", "seeds", "coverage", *COLUMNS, *COSTS, "memory_mb"))
+    row = dict.fromkeys(("method", "seeds", *SHARES, *COLUMNS, *COSTS, "memory_mb", "failed"))
     row |= {"method": FLOORS[which], "coverage": 1.0}
     return row | {heading: _cell([whole], where, which) for heading, where in COLUMNS.items()}
 
@@ -239,7 +265,7 @@ def _cell(runs: Sequence[Rated], where: tuple[str, str, str], which: str) -> Rat
 def _figure(one: Rated, where: tuple[str, str, str], which: str) -> Rated | None:
     part, kind, key = where
     figure = ((one["parts"][part][kind] or {}).get(which) or {}).get(key)
-    return None if figure is None or figure["value"] is None else figure
+    return None if figure is None or figure["value"] is None or figure["n"] < FEW else figure
 
 
 def _value(cell: Rated | None) -> float:

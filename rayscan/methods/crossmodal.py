@@ -379,7 +379,7 @@ def loss(first: Vectors, second: Vectors, tau: float, settings: Settings) -> Ten
     """The loss above of what the encoder makes of two augmentations of the same sequences."""
     aligned = sum(clip_loss(one.image, one.sequence, tau) for one in (first, second)) / 2
     owner = torch.arange(len(first.fused)).repeat(2)
-    return aligned + settings.fused * nt_xent(torch.cat([first.fused, second.fused]), owner, tau)
+    return aligned + settings.fused * nt_xent(torch.cat([first.fused, second.fused]), owner, (tau,))
 
 
 def temperature(step: int, settings: Settings) -> float:

@@ -9,20 +9,23 @@ beside it.
 Services are one for all ("single"), classes of ports that we know to belong together ("dks", for domain
 knowledge), or the commonest ports each on its own and one more for the rest ("auto", the authors' best).
 
-A vector belongs to a source, so all its sequences have the same one, and sources that training never saw
-have none. Each of their sequences gets a vector of our making, flagged as inferred: every flow counts the
-mean vector of the known senders that share its service and hour. It depends on the sequences that are
-embedded along with it; give whole periods. Where no known sender is near, the sequence is not covered.
+A vector belongs to a source, or with `i-darkvec` to a source and a day: what it was after the last day until
+then on which the source was seen (or the first one after). So sequences share theirs, and sources that
+training never saw have none. Each of their sequences gets a vector of our making, flagged as inferred: every
+flow counts the mean vector of the known senders that share its service and hour. It depends on the sequences
+that are embedded along with it; give whole periods. Without a known sender near, a sequence is not covered.
 
 Departures from the authors' code, which has errors: only immediate repeats are left out (one variant
 compares the last sender with the first, so that a, a leaves nothing and a, b, b, a loses its end), and
-senders that fall below the least number of flows in the trailing days are forgotten, since theirs are
-vectors of another time. The rate starts anew every day, as published: an incremental model knows no last
-day to fall towards. Votes among neighbours are in `evaluation.neighbours`.
+senders that fall below the least number of flows in the trailing days are no longer trained, since theirs
+are vectors of another time; they keep those of their days. `darkvec` counts flows and learns over all days
+that there are, not over the last thirty. The rate starts anew every day, as published: an incremental model
+knows no last day to fall towards. Votes among neighbours are in `evaluation.neighbours`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -42,7 +45,7 @@ from rayscan.methods.method import (
     training_of,
     unit_rows,
 )
-from rayscan.methods.words import Sentences, Skipgram, Words, learn, sentences, source_vectors
+from rayscan.methods.words import Sentences, Skipgram, Words, learn, sentences
 
 F32 = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -128,12 +131,13 @@ def corpus_of(src: Ints, hour: Ints, service: Ints, *, collapse: bool) -> Senten
     return sentences(src, group)
 
 
-def train(flows: Flows, service: Ints, settings: Settings, seed: int) -> tuple[Words | None, Facts]:
-    """What the senders are after the last day, None if no two ever met; and how it went."""
+def train(flows: Flows, service: Ints, settings: Settings, seed: int) -> tuple[Senders, Facts]:
+    """The senders' vectors, none if no two ever met; and how it went."""
     order = np.argsort(flows.ts, kind="stable")
     src, ts, service = flows.src[order], flows.ts[order], service[order]
     step = ts // DAY_US if settings.daily else np.zeros(len(ts), np.int64)
     known: Words | None = None
+    seen: list[tuple[Ints, Ints, F32]] = []
     facts = {"steps": 0, "sentences": 0, "words": 0, "forgotten": 0}
     for today in np.unique(step).tolist():
         begin, end = np.searchsorted(step, [today, today + 1])
@@ -148,42 +152,88 @@ def train(flows: Flows, service: Ints, settings: Settings, seed: int) -> tuple[W
         corpus = corpus_of(src[now], ts[now] // HOUR_US, service[now], collapse=settings.collapse)
         if len(corpus):
             known = learn(corpus, settings, seed + facts["steps"], known)
+        if known is not None:
+            here = np.isin(known.words, src[now])
+            seen.append((known.words[here], np.full(int(here.sum()), today), known.vectors[here]))
         facts["steps"] += 1
         facts["sentences"] += len(corpus)
         facts["words"] += len(corpus.words)
-    return known, facts
+    return Senders.of(seen, settings.d), facts
+
+
+@dataclass(frozen=True)
+class Senders:
+    """Vectors of senders by day, V of them, ordered by sender and then day.
+
+    sender   int64 (V,)
+    day      int64 (V,), days since 1970; 0 where all days are learnt at once
+    vectors  float32 (V, d)
+    """
+
+    sender: Ints
+    day: Ints
+    vectors: F32
+
+    @classmethod
+    def of(cls, seen: Sequence[tuple[Ints, Ints, F32]], width: int) -> Senders:
+        """From senders, days and vectors of each step."""
+        if not seen:
+            return cls(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, width), np.float32))
+        sender, day, vectors = (np.concatenate(column) for column in zip(*seen, strict=True))
+        order = np.lexsort((day, sender))
+        return cls(sender[order], day[order], vectors[order])
+
+    def rows(self, src: Ints, day: Ints) -> Ints:
+        """Row of the last day until then on which the sender was seen, else of its first; or ABSENT."""
+        if not len(self.sender):
+            return np.full(len(src), ABSENT)
+        last = np.searchsorted(self._key(self.sender, self.day), self._key(src, day), side="right") - 1
+        first = np.minimum(last + 1, len(self.sender) - 1)
+        mine = self.sender[np.maximum(last, 0)] == src
+        return np.where(mine & (last >= 0), last, np.where(self.sender[first] == src, first, ABSENT))
+
+    @staticmethod
+    def _key(sender: Ints, day: Ints) -> Ints:
+        return (sender << 24) + day  # 2^24 days
 
 
 class Darkvec:
-    """`senders` int64 (V,), ascending; `vectors` float32 (V, d); `commonest` services, if "auto"."""
+    """`senders`, and the `commonest` services, if "auto"."""
 
-    def __init__(self, senders: Ints, vectors: F32, commonest: Ints, facts: Facts) -> None:
-        self.senders, self.vectors, self.commonest, self.facts = senders, vectors, commonest, facts
+    def __init__(self, senders: Senders, commonest: Ints, facts: Facts) -> None:
+        self.senders, self.commonest, self.facts = senders, commonest, facts
 
     @property
     def arrays(self) -> Arrays:
-        return {"senders": self.senders, "vectors": self.vectors, "commonest": self.commonest}
+        return {**vars(self.senders), "commonest": self.commonest}
 
     def embed(self, sequences: pa.Table) -> Embedded:
-        vectors = source_vectors(self.senders, self.vectors, sequences)
+        place = self._place(sequences["src"].to_numpy(), sequences["start"].cast(pa.int64()).to_numpy())
+        vectors = np.zeros((len(place), self.senders.vectors.shape[1]), np.float32)
+        vectors[place != ABSENT] = unit_rows(self.senders.vectors[place[place != ABSENT]])
         unknown = ~vectors.any(axis=1)
         vectors[unknown] = self._company(flows_of(sequences), sequences.num_rows)[unknown]
         covered = np.asarray(vectors.any(axis=1))
         return Embedded(vectors, covered, covered & unknown)
+
+    def _place(self, src: Ints, ts: Ints) -> Ints:
+        """Row of each source's vector at that time."""
+        day = ts // DAY_US if self.facts["settings"]["daily"] else np.zeros(len(ts), np.int64)
+        return self.senders.rows(src.astype(np.int64), day)
 
     def _company(self, flows: Flows, n: int) -> F32:
         """For each sequence whose source is not known the mean over its flows of the mean vector of the
         known senders in the same service and hour, scaled to length 1; zeros for all others."""
         service = service_of(flows, self.facts["settings"]["services"], self.commonest)
         window = np.unique((flows.ts // HOUR_US << 32) + service, return_inverse=True)[1]
-        sender = positions(self.senders, flows.src)
+        sender = self._place(flows.src, flows.ts)
         known = sender != ABSENT
         shared = np.intersect1d(window[known], window[~known])
         at = positions(shared, window)
         met = (at != ABSENT) & known
-        present = count_cells(at[met], sender[met], (len(shared), len(self.senders)))
+        present = count_cells(at[met], sender[met], (len(shared), len(self.senders.sender)))
         present.data[:] = 1  # a sender counts once
-        mean = present @ unit_rows(self.vectors) / present.sum(axis=1)[:, None]
+        mean = present @ unit_rows(self.senders.vectors) / present.sum(axis=1)[:, None]
         asking = (at != ABSENT) & ~known
         return unit_rows(count_cells(flows.row[asking], at[asking], (n, len(shared))) @ mean)
 
@@ -200,17 +250,18 @@ def fit_with(
     flows = flows_of(training)
     commonest = commonest_services(flows, settings)
     found, facts = train(flows, service_of(flows, settings.services, commonest), settings, seed)
-    if found is None or not len(found.words):
+    if not len(found.sender):
         raise DataError(
             f"{name} needs two training sources with {settings.active} flows each that meet in a service "
             "within an hour; there are none: read more captures"
         )
-    facts = {"name": name, "settings": asdict(settings), "senders": len(found.words)} | facts
-    return Darkvec(found.words, found.vectors, commonest, facts)
+    facts = {"name": name, "settings": asdict(settings), "senders": len(np.unique(found.sender))} | facts
+    return Darkvec(found, commonest, facts)
 
 
 def load(arrays: Arrays, facts: Facts) -> Darkvec:
-    return Darkvec(arrays["senders"], arrays["vectors"], arrays["commonest"], facts)
+    senders = Senders(*(arrays[name] for name in ("sender", "day", "vectors")))
+    return Darkvec(senders, arrays["commonest"], facts)
 
 
 def _port_class(flows: Flows) -> Ints:

@@ -32,10 +32,18 @@ _HASH_1, _HASH_2 = -7046029254386353131, -4658895280553007687
 class Counts(nn.Module):
     """A batch of `features.collate` to vectors [B, D] of length √D / 2: of the order of a linear map's."""
 
+    once_F1: Tensor  # 1 for features of which one occurrence says nothing
+
     def __init__(self, inputs: tuple[str, ...], rows: int, width: int) -> None:
         super().__init__()
         self.inputs = inputs
         self.weight = nn.Parameter(torch.randn(rows, width) * 0.1)
+        one_flow = torch.zeros(1, 1, dtype=torch.int64)
+        names = features(
+            {"mask": one_flow, **dict.fromkeys(inputs, one_flow), "gap": one_flow.float()}, inputs
+        )
+        once_F1 = torch.tensor([[name.startswith("src_port")] for name in names], dtype=torch.int64)
+        self.register_buffer("once_F1", once_F1, persistent=False)
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         rows, width = self.weight.shape
@@ -48,8 +56,7 @@ class Counts(nn.Module):
         first_BFL = torch.searchsorted(row_BFL, row_BFL)
         times_BFL = torch.searchsorted(row_BFL, row_BFL, right=True) - first_BFL
         there_BFL = row_BFL < rows
-        once_F1 = torch.tensor([[name.startswith("src_port")] for name in found], device=row_BFL.device)
-        share_BFL = there_BFL * (times_BFL - once_F1.long()).to(self.weight.dtype).sqrt() / times_BFL
+        share_BFL = there_BFL * (times_BFL - self.once_F1).to(self.weight.dtype).sqrt() / times_BFL
         new_BFL = there_BFL & (first_BFL == torch.arange(row_BFL.shape[-1], device=row_BFL.device))
         whole_BG = torch.cat([_different(new_BFL), *_durations(batch, self.inputs)], dim=1)
         row_BG = hashed(whole_BG.unsqueeze(-1), rows, salt=row_BFL.shape[1]).squeeze(-1)
@@ -73,20 +80,20 @@ def features(batch: dict[str, Tensor], inputs: tuple[str, ...]) -> dict[str, Ten
     found: dict[str, Tensor] = {name: batch[name] for name in inputs if name != "gap"}
     if "dst_port" in inputs:
         service = service_of(batch)
-        two = _pair(service, _before(service))
+        two = _pair(service, before(service))
         found |= {"service": service, "next service": two, "page": service >> 16}
-        found["third service"] = _pair(two, _before(_before(service)))
+        found["third service"] = _pair(two, before(before(service)))
         if "dst" in inputs:
             found["direction"] = _pair(_direction(batch["dst_port"]), _direction(batch["dst"]))
             place = _pair(service, batch["dst"])
-            found["next place"] = _pair(place, _before(place))
+            found["next place"] = _pair(place, before(place))
     if "dst" in inputs:
-        found["step"] = batch["dst"] - _before(batch["dst"])
-        found["next step"] = _pair(found["step"], _before(found["step"]))
+        found["step"] = batch["dst"] - before(batch["dst"])
+        found["next step"] = _pair(found["step"], before(found["step"]))
     if "gap" in inputs:
         octaves = _octaves(batch["gap"])
         coarse, gap, fine = (_steps(octaves * n) for n in (1, 2, 4))
-        found |= {"coarse gap": coarse, "gap": gap, "fine gap": fine, "next gap": _pair(gap, _before(coarse))}
+        found |= {"coarse gap": coarse, "gap": gap, "fine gap": fine, "next gap": _pair(gap, before(coarse))}
     for one in ("dst", "gap", "ttl", "size", "tcp_flags", "src_port", "icmp_code"):
         for other in ("service", "dst"):
             if one in found and other in found and one != other:
@@ -146,13 +153,13 @@ def _pair(a: Tensor, b: Tensor) -> Tensor:
     return _mixed(a) + b
 
 
-def _before(x_BL: Tensor) -> Tensor:
+def before(x_BL: Tensor) -> Tensor:
     """The flow before's value; the first has its own."""
     return torch.cat([x_BL[:, :1], x_BL[:, :-1]], dim=1)
 
 
 def _direction(x_BL: Tensor) -> Tensor:
-    return torch.sign(x_BL - _before(x_BL))
+    return torch.sign(x_BL - before(x_BL))
 
 
 def _steps(x_BL: Tensor) -> Tensor:

@@ -8,26 +8,31 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rayscan.config import Precision
 from rayscan.errors import ModelError
 from rayscan.model.encoder import Encoder
 from rayscan.model.features import Sequences, collate
+from rayscan.model.precision import autocast
 
 
 def embed(
-    encoder: Encoder, sequences: Sequences, batch_tokens: int, device: torch.device | str = "cpu"
+    encoder: Encoder,
+    sequences: Sequences,
+    batch_tokens: int,
+    device: torch.device | str = "cpu",
+    precision: Precision = "auto",
 ) -> NDArray[np.float32]:
     """Unit vectors, float32 (N, d_embedding), in the order of `sequences`; (0, d_embedding) for none.
 
     A forward pass holds sequences of like length, at most `batch_tokens` flows with padding (but at least
-    one sequence). `encoder` is on `device`. A vector depends on the packing by rounding only: about 1e-6 on
-    a CPU; on a GPU, where bfloat16 is used as in training, about 1e-2. Raises ModelError if a vector is not
-    finite.
+    one sequence). `encoder` is on `device`. A vector depends on the packing by rounding only: about 1e-6 in
+    float32, 1e-3 in bfloat16 (`precision.autocast`). Raises ModelError if a vector is not finite.
     """
     device = torch.device(device)
     vectors = np.empty((len(sequences), encoder.config.d_embedding), np.float32)
     was_training = encoder.training
     encoder.eval()
-    with torch.inference_mode(), autocast(device):
+    with torch.inference_mode(), autocast(device, precision):
         for rows in packed(sequences.lengths, batch_tokens):
             batch = to_device(collate(sequences, rows, encoder.config), device)
             vectors[rows] = encoder(batch).cpu().numpy()
@@ -54,16 +59,17 @@ def packed(lengths: NDArray[np.int64], batch_tokens: int) -> Iterator[NDArray[np
         begin = low
 
 
+def device_of(wanted: str) -> torch.device:
+    """A device by its name; for "auto" the GPU, where there is one that this PyTorch knows."""
+    found = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(found if wanted == "auto" else wanted)
+
+
 def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
     """The batch on the device. Copies to a GPU go through pinned memory, so that they overlap its work."""
     if device.type != "cuda":
         return batch
     return {name: x.pin_memory().to(device, non_blocking=True) for name, x in batch.items()}
-
-
-def autocast(device: torch.device) -> torch.autocast:
-    """bfloat16 where there are tensor cores for it; plain float32 on a CPU."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
 
 
 def _check_finite(vectors: NDArray[np.float32]) -> None:

@@ -5,8 +5,9 @@ tables for the destination's octets, port and protocol and a line for time, conc
 flow; four post-norm layers; the mean over flows; a projection of two layers; 1,629,856 parameters. `causal`,
 `attention_scale` and `time` of ModelConfig switch what its code does differently from what one would expect.
 
-By default services are hashed, gaps spread over waves, layers normalise first, mean, largest and spread over
-the flows are taken, and the projection of these is added to a linear map of counted features (`counts`).
+By default addresses are taken by their bits, services hashed, gaps spread over waves, layers normalise
+first, mean, largest and spread over the flows are taken, and the projection of these is added to a linear map
+of counted features (`counts`).
 docs/benchmarks.md says what each of these is worth.
 
 `Tokens` turns a batch of `features.collate` into tokens. Attention is the fused kernel. Padding stands on the
@@ -22,23 +23,31 @@ Shapes: B sequences, L flows, D width, H heads, K width of a head.
 from __future__ import annotations
 
 import math
+import os
+import shutil
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rayscan.config import ModelConfig
-from rayscan.model.counts import Counts, hashed, service_of
+from rayscan.errors import ModelError
+from rayscan.model.counts import Counts, before, hashed, service_of
 from rayscan.model.features import GAP_CENTRE, GAP_SPREAD
+from rayscan.model.precision import is_bfloat16
 
 OCTET_WIDTH, PORT_WIDTH, PROTO_WIDTH, TIME_WIDTH = 8, 16, 4, 16
 SERVICES, PAGE_WIDTH = 4096, 8
+HOST_BITS, ADDRESS_WIDTH = 16, 32
 WAVES, SHORTEST_WAVE, LONGEST_WAVE = 16, 0.5, 48.0  # periods in units of log(gap): 48 spans all gaps
 TTL_WIDTH, SIZE_WIDTH, FLAGS_WIDTH = 8, 8, 8
 SIZES = 1501
 """Packet sizes told apart; larger ones, which Ethernet does not carry, count as 1500 bytes."""
 FLAGS = 512  # nine TCP flags
-PART_TOKENS = 1024  # on a CPU, flows that go through the layers together: their activations are 1 MB
+SHORT = 64  # flows up to which attention is spelled out in bfloat16 on a CPU
+PART_TOKENS, PART_TOKENS_BFLOAT16 = 1024, 4096
+"""On a CPU, flows that go through the layers together: more would leave the cache, fewer make calls count."""
 CODE_WIDTH = 4  # of ICMP
 
 
@@ -62,18 +71,18 @@ class Tokens(nn.Module):
         self.inputs = config.inputs
         parts: dict[str, nn.Module] = {}
         width = 0
-        self.hashed = config.encoding == "hashed"
+        self.structure = config.encoding == "structure"
         for name in config.inputs:
-            parts[name], size = _hashed_part(name) if self.hashed else _part(name)
+            parts[name], size = _structured_part(name) if self.structure else _part(name)
             width += size
         self.parts = nn.ModuleDict(parts)
         self.mix = nn.Linear(width, config.d_model)
         self.norm = nn.LayerNorm(config.d_model)
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        if self.hashed and "dst_port" in self.inputs:
+        if self.structure and "dst_port" in self.inputs:
             batch = batch | {"dst_port": service_of(batch)}
-        if self.hashed and "src_port" in self.inputs:
+        if self.structure and "src_port" in self.inputs:
             batch = batch | {"src_port": batch["src_port"] * 256}
         seen = [self.parts[name](batch[name]) for name in self.inputs]
         tokens: Tensor = self.norm(self.mix(torch.cat(seen, dim=-1)))
@@ -92,6 +101,24 @@ class Octets(nn.Module):
         shifts = (24, 16, 8, 0)
         octets = [((address >> shift) & 0xFF).masked_fill(missing, -1) for shift in shifts]
         return torch.cat([table(octet) for table, octet in zip(self.tables, octets, strict=True)], dim=-1)
+
+
+class Bits(nn.Linear):
+    """An IPv4 address by its structure: bits of its host part, and those that changed since the flow before.
+
+    A line through bits has no row to leave untrained, and the same address one network further has the same
+    vector: what was learned at one telescope holds at another. Host parts are the last HOST_BITS.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(HOST_BITS + 32, ADDRESS_WIDTH)
+
+    def forward(self, address_BL: Tensor) -> Tensor:
+        shifts = torch.arange(32, device=address_BL.device)
+        host = ((address_BL.unsqueeze(-1) >> shifts[:HOST_BITS]) & 1) * 2 - 1
+        changed = ((address_BL ^ before(address_BL)).unsqueeze(-1) >> shifts) & 1
+        bits = torch.cat([host, changed], dim=-1).to(self.weight.dtype)
+        return super().forward(bits).masked_fill((address_BL < 0).unsqueeze(-1), 0)
 
 
 class Clamped(Table):
@@ -146,9 +173,11 @@ class Waves(nn.Module):
         return torch.cat([value.unsqueeze(-1), angle.sin(), angle.cos()], dim=-1)
 
 
-def _hashed_part(name: str) -> tuple[nn.Module, int]:
-    """The same with hashed services and waves."""
+def _structured_part(name: str) -> tuple[nn.Module, int]:
+    """The same with addresses by bits, hashed services and waves."""
     match name:
+        case "dst":
+            return Bits(), ADDRESS_WIDTH
         case "dst_port" | "src_port":
             return Service(), PORT_WIDTH + PAGE_WIDTH
         case "gap":
@@ -211,14 +240,9 @@ class Layer(nn.Module):
 
     def attend(self, x_BLD: Tensor, mask_B11L: Tensor | None) -> Tensor:
         B, L, D = x_BLD.shape
-        q_BHLK, k_BHLK, v_BHLK = (
-            part_BLD.view(B, L, self.heads, -1).transpose(1, 2)
-            for part_BLD in self.qkv(x_BLD).split(D, dim=-1)
-        )
-        mixed = F.scaled_dot_product_attention(
-            q_BHLK, k_BHLK, v_BHLK, attn_mask=mask_B11L, is_causal=self.causal, scale=self.scale
-        )
-        return self.out(mixed.transpose(1, 2).reshape(B, L, D))  # type: ignore[no-any-return]
+        qkv_3BHLK = self.qkv(x_BLD).view(B, L, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        mixed_BHLK = attention(qkv_3BHLK, mask_B11L, self.causal, self.scale)
+        return self.out(mixed_BHLK.transpose(1, 2).reshape(B, L, D))  # type: ignore[no-any-return]
 
 
 class Encoder(nn.Module):
@@ -240,6 +264,20 @@ class Encoder(nn.Module):
         )
         self.counts = Counts(config.inputs, config.counts, config.d_embedding) if config.counts else None
         self.register_buffer("position", sinusoids(256, config.d_model), persistent=False)
+
+    def compile_layers(self) -> None:
+        """Have torch.compile fuse what the layers do, from the first batch on; results differ by rounding.
+
+        That takes some 20 s for each kind of batch (length, padding; a few in all) and, on a CPU, a C++
+        compiler, else ModelError.
+        """
+        compiler = os.environ.get("CXX", "g++")
+        if next(self.parameters()).device.type == "cpu" and not shutil.which(compiler):
+            raise ModelError(
+                f"train.compile and embed.compile need a C++ compiler on every machine, and there is no "
+                f"{compiler}: install one, name it in the environment variable CXX, or go without"
+            )
+        self._pooled = torch.compile(self._pooled)  # type: ignore[method-assign]
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         """Unit vectors, float32 [B, d_embedding], of a batch from `features.collate`.
@@ -265,7 +303,8 @@ class Encoder(nn.Module):
         full = bool(mask_BL.all())
         if not full:
             x_BLD, mask_BL = x_BLD.index_select(0, longest_first_B), mask_BL[longest_first_B]
-        parts = max(1, PART_TOKENS // mask_BL.shape[1])
+        tokens = PART_TOKENS_BFLOAT16 if is_bfloat16(mask_BL.device) else PART_TOKENS
+        parts = max(1, tokens // mask_BL.shape[1])
         pooled = []
         for x_PLD, mask_PL in zip(torch.split(x_BLD, parts), torch.split(mask_BL, parts), strict=True):
             longest = int(mask_PL[0].sum())
@@ -290,19 +329,66 @@ class Encoder(nn.Module):
         return self.position[:length]
 
 
-def add_dropped(x: Tensor, branch: Tensor, p: float) -> Tensor:
-    """x + dropout(branch, p).
+def attention(qkv_3BHLK: Tensor, mask_B11L: Tensor | None, causal: bool, scale: float) -> Tensor:
+    """Attention [B, H, L, K]; `mask_B11L` is True at flows, of which every sequence has one.
 
-    PyTorch's dropout on a CPU draws one number at a time, a tenth of all training time; here a draw of 64
-    bits serves four values. That rounds p to a multiple of 2^-16, which the scale takes into account.
+    By PyTorch's fused kernel. In bfloat16 on a CPU that takes up to ten times as long as in float32, so there
+    it gets float32; and short sequences, where it gains nothing, go without it.
     """
+    slow = qkv_3BHLK.dtype == torch.bfloat16 and qkv_3BHLK.device.type == "cpu"
+    if slow and qkv_3BHLK.shape[3] <= SHORT:
+        return attention_by_products(qkv_3BHLK, mask_B11L, causal, scale)
+    q_BHLK, k_BHLK, v_BHLK = (qkv_3BHLK.float() if slow else qkv_3BHLK).unbind()
+    with torch.autocast("cpu", enabled=False):
+        return F.scaled_dot_product_attention(
+            q_BHLK, k_BHLK, v_BHLK, attn_mask=mask_B11L, is_causal=causal, scale=scale
+        )
+
+
+def attention_by_products(qkv_3BHLK: Tensor, mask_B11L: Tensor | None, causal: bool, scale: float) -> Tensor:
+    """`attention` spelled out, with the softmax in float32."""
+    _, B, H, L, K = qkv_3BHLK.shape
+    q_NLK, k_NLK, v_NLK = qkv_3BHLK.reshape(3, B * H, L, K).unbind()
+    if causal:
+        blocked = torch.full((L, L), -math.inf).triu(1)
+    elif mask_B11L is not None:
+        blocked = torch.zeros(mask_B11L.shape).masked_fill(~mask_B11L, -math.inf)
+    else:
+        blocked = torch.zeros(())
+    logits_BHLL = torch.bmm(q_NLK, k_NLK.transpose(1, 2)).float().view(B, H, L, L)
+    share_BHLL = torch.add(blocked, logits_BHLL, alpha=scale).softmax(dim=-1)
+    return torch.bmm(share_BHLL.to(v_NLK.dtype).view(B * H, L, L), v_NLK).view(B, H, L, K)
+
+
+def add_dropped(x: Tensor, branch: Tensor, p: float) -> Tensor:
+    """x + dropout(branch, p), of the type of x."""
     if p == 0 or branch.device.type != "cpu":
         return x + F.dropout(branch, p)
-    n = branch.numel()
-    bits = torch.empty((n + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-    dropped = round(p * 2**16)
-    keep = torch.ge(bits[:n].view(branch.shape), dropped - 2**15, out=torch.empty_like(branch))
-    return torch.addcmul(x, branch, keep, value=2**16 / (2**16 - dropped))
+    added: Tensor = _AddDropped.apply(x, branch, p)  # type: ignore[no-untyped-call]
+    return added
+
+
+class _AddDropped(torch.autograd.Function):
+    """`add_dropped` on a CPU.
+
+    PyTorch's dropout draws one number at a time there, a tenth of all training time; here a draw of 64
+    bits serves four values. That rounds p to a multiple of 2^-16, which the scale takes into account.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, branch: Tensor, p: float) -> Tensor:
+        n, dropped = branch.numel(), min(round(p * 2**16), 2**16 - 1)
+        bits = torch.empty((n + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+        keep = torch.ge(bits[:n].view(branch.shape), dropped - 2**15, out=torch.empty_like(branch))
+        ctx.save_for_backward(keep)
+        ctx.value = 2**16 / (2**16 - dropped)
+        return torch.addcmul(x, branch, keep, value=ctx.value)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        (keep,) = ctx.saved_tensors
+        nothing = torch.zeros((), dtype=keep.dtype)
+        return gradient, torch.addcmul(nothing, gradient.to(keep.dtype), keep, value=ctx.value), None
 
 
 def _mean(x_BLD: Tensor, mask_BL: Tensor, full: bool) -> Tensor:
@@ -310,7 +396,8 @@ def _mean(x_BLD: Tensor, mask_BL: Tensor, full: bool) -> Tensor:
     if full:
         return x_BLD.mean(dim=1)
     weight_BL = mask_BL.to(x_BLD.dtype)
-    sum_BD = torch.bmm(weight_BL.unsqueeze(1), x_BLD).squeeze(1)
+    with torch.autocast(x_BLD.device.type, enabled=False):  # a sum of hundreds has no bits to spare
+        sum_BD = torch.bmm(weight_BL.unsqueeze(1), x_BLD).squeeze(1)
     return sum_BD / weight_BL.sum(dim=1, keepdim=True)
 
 

@@ -28,12 +28,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from rayscan.config import ModelConfig, TrainConfig, digest
+from rayscan.config import ModelConfig, Precision, TrainConfig, digest
 from rayscan.errors import DataError, ModelError
-from rayscan.model.embed import autocast, embed, to_device
+from rayscan.model.embed import embed, to_device
 from rayscan.model.encoder import Encoder
 from rayscan.model.features import Sequences
 from rayscan.model.loss import global_nt_xent
+from rayscan.model.precision import autocast
 from rayscan.model.sampling import Batch, PairSampler
 from rayscan.model.schedule import warmed_cosine
 
@@ -80,7 +81,7 @@ class TrainState:
             return cls(tensors=tensors, **numbers)
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise ModelError(
-                f"the checkpoint is damaged ({error}); remove it to train from the start"
+                f"the checkpoint is damaged ({error}); train with --fresh to begin from the start"
             ) from None
 
 
@@ -112,9 +113,10 @@ def fit(
     `start_state` continues a run of the same settings (else ModelError). `until` ends it after so many steps,
     as if they were the last, but at the learning rates of the whole run. `validation` holds sequences of
     sources that training does not see: every `validate_every` steps and after the last, process 0 measures
-    `separation` on it. `on_step` gets the metrics of every step in order, up to READ_BACK steps late.
-    `on_checkpoint` is called in every process each `checkpoint_every` steps and after the last, with the
-    metrics of that step and, in process 0, the state. `stop` is asked after steps, in every process after the
+    `separation` on it; after `patience` of these without a better one it ends. `on_step` gets the metrics of
+    every step in order, up to READ_BACK steps late. `on_checkpoint` is called in every process each
+    `checkpoint_every` steps and after the last, with the metrics of that step and, in process 0, the state.
+    `stop` is asked after steps, in every process after the
     same ones, and must answer alike in all of them: True ends it with a checkpoint. Under several processes
     the default process group exists already. Raises DataError or ModelError if the loss is not finite. Random
     state outside is left as it was.
@@ -125,6 +127,7 @@ def fit(
         torch.manual_seed(_step_seed(train, -1, 0))
         run = _Run.begin(model, train, sampler, device, start_state)
         end = train.steps if until is None else min(until, train.steps)
+        end = run.step if run.is_past_its_best() else end
         batches = sampler.batches(model, run.step, end)
         try:
             for batch in batches:
@@ -138,9 +141,10 @@ def fit(
                 stopped = stop is not None and (reading or device.type == "cpu") and not last and stop()
                 if reading or stopped:
                     run.read_back(validation if due[0] else None, on_step)
-                if (due[1] or stopped) and on_checkpoint is not None:
+                ended = due[0] and run.is_past_its_best()
+                if (due[1] or stopped or ended) and on_checkpoint is not None:
                     on_checkpoint(run.state() if sampler.rank == 0 else None, run.metrics[-1])
-                if stopped:
+                if stopped or ended:
                     break
         finally:
             batches.close()
@@ -187,14 +191,16 @@ class _Run:
         state: TrainState | None,
     ) -> _Run:
         encoder = Encoder(model).to(device)
+        if train.compile:
+            encoder.compile_layers()
         settings = digest(model, train)
         if state is not None and state.settings != settings:
             raise ModelError(
-                "the checkpoint was made with other settings of model or train; remove it to train from the "
-                "start, or go back to its settings"
+                "the checkpoint was made with other settings of model or train; train with --fresh to begin "
+                "from the start, or go back to its settings"
             )
         if state is not None:
-            encoder.load_state_dict(_part(state.tensors, "model"))
+            _load(encoder, _part(state.tensors, "model"))
         optimizer = torch.optim.AdamW(parameter_groups(encoder, train), fused=True)
         forward: nn.Module = encoder
         if sampler.world > 1:
@@ -217,7 +223,7 @@ class _Run:
             group["lr"] = rate
         torch.manual_seed(_step_seed(train, self.step, self.rank))
         self.forward.train()
-        with autocast(self.device):
+        with autocast(self.device, train.precision):
             vectors = self.forward(to_device(batch.tensors, self.device))
         source = batch.source.to(self.device, non_blocking=True)
         loss = global_nt_xent(vectors, source, train.temperature, batch.sizes, train.negatives)
@@ -261,11 +267,24 @@ class _Run:
 
     def validate(self, validation: Sequences) -> None:
         """Measure separation; keep the weights if there were none better."""
-        value = separation(self.encoder, validation, self.device)
+        value = separation(self.encoder, validation, self.device, self.train.precision)
         self.metrics[-1]["separation"] = value
         if value > self.best_separation:
             self.best = {name: x.detach().cpu().clone() for name, x in self.encoder.state_dict().items()}
             self.best_step, self.best_separation = self.step, value
+
+    def is_past_its_best(self) -> bool:
+        """Whether separation has not risen for `patience` validations; alike in all processes."""
+        patience = self.train.patience
+        if patience is None:
+            return False
+        waited = self.step - self.best_step >= patience * self.train.validate_every
+        waited = waited and self.best_separation >= 0
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            flag = torch.tensor([int(waited)], device=self.device)
+            dist.broadcast(flag, 0)  # process 0 alone has validated
+            waited = bool(flag.item())
+        return waited
 
     def not_finite(self, pending: _Pending, loss: float, norm: float) -> DataError | ModelError:
         """What went wrong, as far as it can be told."""
@@ -335,9 +354,11 @@ def parameter_groups(encoder: Encoder, train: TrainConfig) -> list[dict[str, Any
     return [group for group in groups if group["params"]]
 
 
-def separation(encoder: Encoder, sequences: Sequences, device: torch.device | str) -> float:
+def separation(
+    encoder: Encoder, sequences: Sequences, device: torch.device | str, precision: Precision = "auto"
+) -> float:
     """Probability that two sequences of one source are more alike than two of different sources (AUROC)."""
-    vectors = embed(encoder, sequences, VALIDATION_TOKENS, device)
+    vectors = embed(encoder, sequences, VALIDATION_TOKENS, device, precision)
     i, j = np.triu_indices(len(sequences), 1)
     similarity = (vectors @ vectors.T)[i, j]
     same = sequences.src[i] == sequences.src[j]
@@ -353,6 +374,16 @@ def auroc(positive: NDArray[np.floating], negative: NDArray[np.floating]) -> flo
     negative = np.sort(negative)
     below = np.searchsorted(negative, positive, "left") + np.searchsorted(negative, positive, "right")
     return float(below.sum() / 2 / len(positive) / len(negative))
+
+
+def _load(encoder: Encoder, weights: Mapping[str, Tensor]) -> None:
+    try:
+        encoder.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ModelError(
+            f"the checkpoint is of another architecture ({' '.join(str(error).split())[:200]}); train with "
+            "--fresh to begin from the start"
+        ) from None
 
 
 def _step_seed(train: TrainConfig, step: int, rank: int) -> int:

@@ -13,6 +13,9 @@ That asks of a pair to be more alike than others of *its anchor*. Clustering hol
 threshold, and so does AUROC; `negatives="batch"` therefore puts the mean of this sum over all anchors in its
 place: every pair of one source is held against all pairs of different sources in the batch.
 
+Of several temperatures the mean of the losses is taken: a low one looks at the most similar of the negatives
+alone, a higher one at all of them.
+
 Under W processes the vectors are gathered with their gradient, and each process takes the loss of its own
 anchors against all vectors, so that none computes the whole N×N matrix.
 
@@ -33,18 +36,20 @@ from torch import Tensor
 Negatives = Literal["anchor", "batch"]
 
 
-def nt_xent(z_ND: Tensor, source_N: Tensor, temperature: float, negatives: Negatives = "anchor") -> Tensor:
+def nt_xent(
+    z_ND: Tensor, source_N: Tensor, temperatures: Sequence[float], negatives: Negatives = "anchor"
+) -> Tensor:
     """Contrastive loss (scalar, float32) of unit vectors `z_ND` that stem from the sources `source_N`.
 
     0 with a gradient of 0 if no source occurs twice or there is only one source.
     """
-    return global_nt_xent(z_ND, source_N, temperature, (len(z_ND),), negatives)
+    return global_nt_xent(z_ND, source_N, temperatures, (len(z_ND),), negatives)
 
 
 def global_nt_xent(
     z_AD: Tensor,
     source_A: Tensor,
-    temperature: float,
+    temperatures: Sequence[float],
     sizes: Sequence[int],
     negatives: Negatives = "anchor",
 ) -> Tensor:
@@ -57,18 +62,22 @@ def global_nt_xent(
     """
     several = len(sizes) > 1
     z_ND, source_N, offset = gather_with_gradient(z_AD, source_A, sizes) if several else (z_AD, source_A, 0)
-    logits_AN = z_AD.float() @ z_ND.float().T / temperature
+    cosine_AN = z_AD.float() @ z_ND.float().T
     same_AN = source_A[:, None] == source_N
-    # The lowest finite number instead of -inf: with no negative at all, the gradient is 0 and not NaN.
-    against_A = logits_AN.masked_fill(same_AN, torch.finfo(logits_AN.dtype).min).logsumexp(dim=1)
-    if negatives == "batch":
-        against_N = gather_with_gradient(against_A[:, None], source_A, sizes)[0] if several else against_A
-        against_A = (against_N.flatten().logsumexp(dim=0) - math.log(len(source_N))).expand(len(z_AD))
     rows = torch.arange(len(z_AD), device=z_AD.device)
     positive_AN = same_AN.index_put(
         (rows, rows + offset), torch.zeros((), dtype=torch.bool, device=z_AD.device)
     )
-    pair_AN = F.softplus(against_A[:, None] - logits_AN)
+    losses = []
+    for temperature in temperatures:
+        logits_AN = cosine_AN / temperature
+        # The lowest finite number instead of -inf: with no negative at all, the gradient is 0 and not NaN.
+        against_A = logits_AN.masked_fill(same_AN, torch.finfo(logits_AN.dtype).min).logsumexp(dim=1)
+        if negatives == "batch":
+            against_N = gather_with_gradient(against_A[:, None], source_A, sizes)[0] if several else against_A
+            against_A = (against_N.flatten().logsumexp(dim=0) - math.log(len(source_N))).expand(len(z_AD))
+        losses.append(F.softplus(against_A[:, None] - logits_AN))
+    pair_AN = torch.stack(losses).mean(dim=0)
     losses_A = pair_AN.masked_fill(~positive_AN, 0).sum(dim=1) / positive_AN.sum(dim=1).clamp(min=1)
     anchors = ((source_N[:, None] == source_N).sum(dim=1) > 1).sum()
     return losses_A.sum() * len(sizes) / anchors.clamp(min=1)

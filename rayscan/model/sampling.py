@@ -2,7 +2,9 @@
 
 Files are read in random order into a pool of at most `pool_sequences` sequences; `pool_steps` batches are
 drawn from it, then another pool takes its place, which a background thread has read meanwhile (so two are in
-memory while there is more data than one holds). Where one pool holds everything, it is read once and kept.
+memory while there is more data than one holds). An epoch is as many pools as hold everything once: each file
+is in one of them, and the next epoch cuts another random order. Where one pool is enough, it is read once and
+kept.
 
 A batch is a set of distinct sources, drawn with probability proportional to sequences^alpha, and two distinct
 sequences of each. Only sequences of the part TRAIN are ever in a pool.
@@ -74,7 +76,8 @@ class PairSampler:
 
     `load` gives the sequences of a key, all of a source's sequences of one period under one key; it is called
     from a background thread, never twice at a time. Pairs are drawn among what is in the pool together: if
-    there is more data than one pool holds, a key should cover all periods of a bucket.
+    there is more data than one pool holds, a key should cover all periods of a bucket. `total` says how many
+    sequences all keys have together, of every part; without it they are taken to fit into one pool.
     """
 
     keys: Sequence[Key]
@@ -83,6 +86,7 @@ class PairSampler:
     train: TrainConfig
     rank: int = 0
     world: int = 1
+    total: int = 0
 
     def __post_init__(self) -> None:
         if self.train.batch_sources < self.world:
@@ -151,15 +155,24 @@ class PairSampler:
                 if upcoming is not None:
                     pool = upcoming.result()
 
+    @property
+    def pools_per_epoch(self) -> int:
+        """How many pools hold everything once, as far as is known before reading."""
+        split = self.split
+        learnt = (1 - split.test_sources - split.validation_sources) * (1 - split.unseen_sequences)
+        pools = -int(-self.total * learnt // self.train.pool_sequences)
+        return max(1, min(pools, len(self.keys)))
+
     def pool(self, number: int) -> Pool:
         """The pool of the given number. Files are chosen at random but joined in the order of `keys`.
 
         Of the file that overfills the pool, some sources are kept, at random too.
         """
-        order = np.random.default_rng([self._seed, _POOL, number]).permutation(len(self.keys))
-        left, complete = self.train.pool_sequences, True
+        epoch, place = divmod(number, self.pools_per_epoch)
+        order = np.random.default_rng([self._seed, _POOL, epoch]).permutation(len(self.keys))
+        left, complete = self.train.pool_sequences, self.pools_per_epoch == 1
         parts: dict[int, Sequences] = {}
-        for position in map(int, order):
+        for position in map(int, np.array_split(order, self.pools_per_epoch)[place]):
             if left == 0:
                 complete = False
                 break

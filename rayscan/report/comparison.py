@@ -47,14 +47,15 @@ def comparison_page(rows: Sequence[Row], runs: Sequence[Row], headings: Sequence
     `rows`, `runs` and `headings` are what `methods.compare` has: `as_rows`, the ratings of each method and
     seed, and the names of the figures.
     """
+    done = [one for one in runs if "parts" in one]
     plotted = [name for name in PLOTTED if name in headings]
     return rendered(
         "comparison.html",
         run=run,
         rows=rows,
-        headings=[name for name in headings if any(row[name] is not None for row in rows)],
+        headings=told(rows, headings),
         plots=[plot for name in plotted if (plot := _plot(name, rows)).marks],
-        parts=[(name, part["sequences"]) for name, part in runs[0]["parts"].items()] if runs else [],
+        parts=next(([(name, part["sequences"]) for name, part in one["parts"].items()] for one in done), []),
         methods=[
             (str(one["facts"]["name"]), one["facts"].get("label"), json.dumps(one["facts"], indent=1))
             for one in {one["method"]: one for one in runs if "facts" in one}.values()
@@ -62,9 +63,14 @@ def comparison_page(rows: Sequence[Row], runs: Sequence[Row], headings: Sequence
     )
 
 
+def told(rows: Sequence[Row], headings: Sequence[str]) -> list[str]:
+    """The headings under which some method has a figure."""
+    return [name for name in headings if any(row[name] is not None for row in rows)]
+
+
 def _plot(heading: str, rows: Sequence[Row]) -> _Plot:
     """Methods under each other, on an axis from the least of what is shown to 1."""
-    shown = [row for row in rows if row[heading] is not None and row["seeds"] is not None]
+    shown = [row for row in rows if row[heading] is not None and row["seeds"]]
     least = min((_ends(row[heading])[0] for row in shown), default=0.0)
     floors = [row[heading]["ports"] for row in shown if row[heading]["ports"] is not None]
     begin = int(10 * min([least, *floors])) / 10 if shown else 0.0

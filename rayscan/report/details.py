@@ -153,3 +153,12 @@ def nearest(clusters: Ints, sums: NDArray[np.float64], sizes: NDArray[np.float64
         [{"cluster": name, "similarity": value} for name, value in zip(names, values, strict=True)]
         for names, values in zip(clusters[index].tolist(), similarity.tolist(), strict=True)
     ]
+
+
+def nearest_to(place: int, sums: NDArray[np.float64], sizes: NDArray[np.float64]) -> list[tuple[int, float]]:
+    """`nearest` of the one cluster at `place`: where the others stand, and their similarity; O(K d)."""
+    means = sums / np.maximum(sizes, 1)[:, None]
+    similarity = means @ means[place]
+    similarity[place] = -np.inf
+    best = np.argsort(-similarity, kind="stable")[: min(NEAR, len(sizes) - 1)]
+    return list(zip(best.tolist(), similarity[best].tolist(), strict=True))

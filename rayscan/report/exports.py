@@ -13,7 +13,7 @@ import json
 import re
 import uuid
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 import networkx as nx
@@ -46,6 +46,12 @@ MEMBERS = pa.schema(
         pa.field("last", schema.TIME, nullable=False),
     ]
 )
+VALID = timedelta(days=30)
+"""How long after the last flow an indicator holds: addresses change hands, those of homes within weeks."""
+
+MOST_NEAR = 10_000
+"""Campaigns of a period between which a graph has edges `near`: their comparison grows with the square."""
+
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "rayscan")
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -149,11 +155,12 @@ def as_warninglist(campaigns: pa.Table, found: pa.Table, run: str) -> bytes:
     return json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n"
 
 
-def as_stix(campaigns: pa.Table, found: pa.Table, run: str) -> bytes:
+def as_stix(campaigns: pa.Table, found: pa.Table, run: str, committed: dict[str, datetime]) -> bytes:
     """A STIX 2.1 bundle: for each campaign an indicator of its sources that indicates it.
 
-    Identifiers follow from the run and the campaign's name, so that a later export is a newer version of the
-    same objects; their times are those of the traffic.
+    Identifiers follow from the run, the campaign's name and the period, so that a later export is a newer
+    version of the same objects. An object was created when the campaign began, and modified when the
+    campaigns of its period were `committed`: whatever changes them is a commit, and a later one.
     """
     maker = {
         "type": "identity",
@@ -171,18 +178,20 @@ def as_stix(campaigns: pa.Table, found: pa.Table, run: str) -> bytes:
     for row in campaigns.sort_by([("period", "ascending"), ("campaign", "ascending")]).to_pylist():
         addresses = sources.get((row["period"], row["campaign"]), [])
         if addresses:
-            objects += _stix_campaign(row, addresses, run, maker["id"])
+            objects += _stix_campaign(row, addresses, run, maker["id"], committed[row["period"]])
     bundle = {"type": "bundle", "id": _id("bundle", json.dumps(objects)), "objects": objects}
     return json.dumps(bundle, indent=1, ensure_ascii=False).encode() + b"\n"
 
 
-def _stix_campaign(row: dict[str, Any], sources: list[int], run: str, maker: str) -> Rows:
+def _stix_campaign(
+    row: dict[str, Any], sources: list[int], run: str, maker: str, committed: datetime
+) -> Rows:
     key = f"{run}/{row['campaign']}/{row['period']}"
     common = {
         "spec_version": "2.1",
         "created_by_ref": maker,
-        "created": _stix_time(row["last"]),
-        "modified": _stix_time(row["last"]),
+        "created": _stix_time(row["began"]),
+        "modified": _stix_time(max(committed, row["last"])),  # a clock may lag behind the traffic
     }
     campaign = {
         "type": "campaign",
@@ -203,6 +212,7 @@ def _stix_campaign(row: dict[str, Any], sources: list[int], run: str, maker: str
         "pattern": f"[ipv4-addr:value IN ({values})]",
         "pattern_type": "stix",
         "valid_from": _stix_time(row["first"]),
+        "valid_until": _stix_time(row["last"] + VALID),
     }
     indicates = {
         "type": "relationship",
@@ -251,29 +261,25 @@ def as_graphml(campaigns: pa.Table, found: pa.Table, addresses: Addresses) -> by
     """Campaigns and sources as nodes; edges `member`, `split from`, `merged into`, `near`.
 
     Members weigh their sequences. A campaign of several periods is one node, with what it was in the last of
-    them. `near` lead to the NEAR
-    most similar ones of a period (weight: mean cosine of their sequences).
+    them; one that `campaigns` tell nothing of but that others came from or went into is a bare one. `near`
+    lead to the NEAR most similar ones of a period (weight: mean cosine of their sequences), among the
+    MOST_NEAR with the most sources.
     """
     graph: Any = nx.DiGraph()
-    for row in campaigns.sort_by([("period", "ascending"), ("campaign", "ascending")]).to_pylist():
-        facts = {
-            "kind": "campaign",
-            "period": row["period"],
-            "sources": row["sources"],
-            "flows": row["flows"],
-            "ports": _xml(_listed(row["ports"]) or ""),
-            "labels": _xml(_listed(row["labels"]) or ""),
-            "scanners": _xml(_listed(row["scanners"]) or ""),
-            "began": f"{row['began'].astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}",
-        }
-        graph.add_node(row["campaign"], **facts)
+    rows = campaigns.sort_by([("period", "ascending"), ("campaign", "ascending")])
+    there = rows.filter(pc.is_valid(rows["cluster"]))
+    for row in there.to_pylist():
+        graph.add_node(row["campaign"], **_node(row))
+    for row in rows.select(["campaign", "event", "relative"]).to_pylist():
         if row["relative"] is not None:
             kind = "split from" if row["event"] == "split" else "merged into"
+            for name in (row["campaign"], row["relative"]):
+                graph.add_node(name, kind="campaign")  # a node that is there keeps what it has
             graph.add_edge(row["campaign"], row["relative"], kind=kind, weight=1)
-    for one, other, similarity in _near(campaigns):
+    for one, other, similarity in _near(there):
         if not graph.has_edge(one, other):
             graph.add_edge(one, other, kind="near", weight=similarity)
-    for row in found.to_pylist():
+    for row in found.select(["src", "campaign", "sequences"]).to_pylist():
         address = words.address(row["src"])
         graph.add_node(address, kind=addresses)
         edge = graph.get_edge_data(address, row["campaign"], {"weight": 0})
@@ -283,10 +289,25 @@ def as_graphml(campaigns: pa.Table, found: pa.Table, addresses: Addresses) -> by
     return sink.getvalue()
 
 
+def _node(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "kind": "campaign",
+        "period": row["period"],
+        "sources": row["sources"],
+        "flows": row["flows"],
+        "ports": _xml(_listed(row["ports"]) or ""),
+        "labels": _xml(_listed(row["labels"]) or ""),
+        "scanners": _xml(_listed(row["scanners"]) or ""),
+        "began": f"{row['began'].astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}",
+    }
+
+
 def _near(campaigns: pa.Table) -> Iterator[tuple[str, str, float]]:
     """Pairs of campaigns of one period, the newest first."""
+    order = [("sources", "descending"), ("sequences", "descending"), ("campaign", "ascending")]
     for period in sorted(set(campaigns["period"].to_pylist()), reverse=True):
-        rows = campaigns.filter(pc.equal(campaigns["period"], period)).sort_by("campaign")
+        rows = campaigns.filter(pc.equal(campaigns["period"], period)).sort_by(order).slice(0, MOST_NEAR)
+        rows = rows.sort_by("campaign")
         sums = rows["feature_sum"].combine_chunks().flatten().to_numpy().reshape(rows.num_rows, -1)
         sizes = rows["size"].to_numpy().astype(np.float64)
         names = rows["campaign"].to_pylist()

@@ -8,8 +8,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-EVENTS = ("born", "continued", "split", "merged", "gone")
+EVENTS = ("born", "grown", "continued", "shrunk", "split", "merged", "gone")
 LETTERS = 4
+
+GROWN, SHRUNK, LEAST = 1.5, 0.5, 10
+"""A campaign that goes on has grown if it has GROWN times the sources it had or more, and shrunk if it has
+SHRUNK times these or fewer, where that makes LEAST more or fewer. Small numbers change by chance."""
 
 
 @dataclass(frozen=True)
@@ -21,10 +25,11 @@ class Line:
 
 
 def with_change(campaigns: pa.Table) -> pa.Table:
-    """Rows of the campaigns table with columns `sources_before` and `paused`.
+    """Rows of the campaigns table with columns `sources_before`, `paused` and `became`.
 
     `sources_before` are the campaign's sources when it last had a cluster, null if it never had one before;
-    `paused` is true where that was not in the period just before.
+    `paused` is true where that was not in the period just before; `became` is the event, or one of EVENTS
+    that says more of how a campaign continued.
     """
     periods = {name: at for at, name in enumerate(campaigns["period"].unique().sort().to_pylist())}
     columns = [campaigns[name].to_pylist() for name in ("period", "campaign", "cluster", "sources")]
@@ -39,9 +44,19 @@ def with_change(campaigns: pa.Table) -> pa.Table:
             paused[i] = cluster is not None and at < periods[period] - 1
         if cluster is not None:
             last[campaign] = periods[period], sources
-    return campaigns.append_column("sources_before", pa.array(before, pa.int64())).append_column(
-        "paused", pa.array(paused, pa.bool_())
-    )
+    became = [
+        _continued(old, now) if event == "continued" else event
+        for event, old, now in zip(campaigns["event"].to_pylist(), before, columns[3], strict=True)
+    ]
+    table = campaigns.append_column("sources_before", pa.array(before, pa.int64()))
+    table = table.append_column("paused", pa.array(paused, pa.bool_()))
+    return table.append_column("became", pa.array(became, pa.string()))
+
+
+def _continued(before: int | None, now: int) -> str:
+    if before is None or abs(now - before) < LEAST:
+        return "continued"
+    return "grown" if now >= GROWN * before else "shrunk" if now <= SHRUNK * before else "continued"
 
 
 def short_names(campaigns: pa.Table) -> dict[str, str]:
@@ -57,10 +72,13 @@ def short_names(campaigns: pa.Table) -> dict[str, str]:
 
 
 def events(campaigns: pa.Table) -> list[dict[str, Any]]:
-    """For each period, in order, how many campaigns of two sequences or more met each of EVENTS in it."""
+    """For each period, in order, how many campaigns of two sequences or more met each of EVENTS in it.
+
+    `campaigns` as `with_change` gives it.
+    """
     fresh = pc.and_(pc.less_equal(campaigns["absent"], 1), pc.greater(campaigns["size"], 1))
-    counted = campaigns.filter(fresh).group_by(["period", "event"]).aggregate([([], "count_all")])
-    found = {(row["period"], row["event"]): row["count_all"] for row in counted.to_pylist()}
+    counted = campaigns.filter(fresh).group_by(["period", "became"]).aggregate([([], "count_all")])
+    found = {(row["period"], row["became"]): row["count_all"] for row in counted.to_pylist()}
     periods = campaigns["period"].unique().sort().to_pylist()
     return [
         {"period": period, **{event: found.get((period, event), 0) for event in EVENTS}} for period in periods
@@ -77,7 +95,8 @@ def timeline(campaigns: pa.Table, periods: list[str], limit: int) -> list[Line]:
     order = peaks.sort_by([("sources_max", "descending"), ("campaign", "ascending")])
     chosen = order["campaign"].slice(0, limit)
     rows = inside.filter(pc.is_in(inside["campaign"], value_set=chosen.combine_chunks()))
-    wanted = ["period", "campaign", "cluster", "event", "relative", "sources", "sources_before", "paused"]
+    wanted = ["period", "campaign", "cluster", "event", "became", "relative"]
+    wanted += ["sources", "sources_before", "paused"]
     cells: dict[str, list[dict[str, Any] | None]]
     cells = {name: [None] * len(periods) for name in chosen.to_pylist()}  # in order of size
     for row in rows.select([*wanted, "absent"]).to_pylist():

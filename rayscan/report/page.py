@@ -10,7 +10,7 @@ single file is plotly inside it, some 4.8 MB.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -19,62 +19,13 @@ import pyarrow.compute as pc
 
 from rayscan import schema
 from rayscan.errors import SchemaError
+from rayscan.evaluation.table import bounded
 from rayscan.report import history, html, plots, words
-from rayscan.report.details import DETAILS, NEIGHBOUR
-from rayscan.report.summary import ACTIVITY, DAY_US, SUMMARY
+from rayscan.report.comparison import told
+from rayscan.report.data import TABLES, ReportData
 
 MAX_CAPTURES = 200
 MAX_REASONS = 50
-PERIODS = pa.schema(
-    [
-        pa.field("period", pa.string(), nullable=False),
-        pa.field("flows", pa.int64(), nullable=False),
-        pa.field("sources", pa.int64(), nullable=False),  # distinct, of all flows
-        pa.field("sequences", pa.int64(), nullable=False),
-        pa.field("dropped_flows", pa.int64(), nullable=False),  # in no sequence
-    ]
-)
-CAMPAIGNS = pa.schema(
-    [
-        *SUMMARY,
-        *(
-            schema.CAMPAIGNS.field(name)
-            for name in ("campaign", "event", "relative", "began", "size", "absent")
-        ),
-    ]
-)
-NEAR = pa.schema(
-    [
-        pa.field("period", pa.string(), nullable=False),
-        pa.field("cluster", pa.int64(), nullable=False),
-        pa.field("near", pa.list_(NEIGHBOUR), nullable=False),
-    ]
-)
-POINTS = pa.schema(
-    [
-        pa.field("x", pa.float32()),
-        pa.field("y", pa.float32()),
-        pa.field("period", pa.string(), nullable=False),
-        pa.field("cluster", pa.int64()),  # null: not clustered
-        pa.field("src", pa.int64(), nullable=False),
-        pa.field("start", schema.TIME, nullable=False),
-        pa.field("label", pa.string()),
-        pa.field("scanner", pa.string()),  # the organisation that a list of known scanners names
-        pa.field("port", pa.int32()),  # where most of its flows go
-        pa.field("strange", pa.bool_()),  # like nothing that the map was drawn from
-    ]
-)
-TABLES = {
-    "captures": schema.CAPTURES.names,
-    "rejects": schema.REJECTS.names,
-    "periods": PERIODS.names,
-    "campaigns": CAMPAIGNS.names,
-    "activity": ACTIVITY.names,
-    "details": DETAILS.names,
-    "near": NEAR.names,
-    "training": ["step", "loss", "learning_rate", "separation"],
-    "points": POINTS.names,
-}
 MAX_LINES = 40
 MAX_PERIODS = 12
 SCRIPTS = ("charts.js", "table.js", "map.js", "report.js")
@@ -91,37 +42,8 @@ SCORES = {
     "r_at_1_macro": "retrieval@1, mean over sources",
 }
 
-
-@dataclass(frozen=True)
-class ReportData:
-    """What the page is made of. Tables may have no rows; None means that the part was never made."""
-
-    title: str
-    generated: datetime  # with a time zone
-    run: str
-    config_yaml: str
-    config_hash: str
-    versions: dict[str, str]
-    captures: pa.Table  # schema.CAPTURES
-    rejects: pa.Table  # schema.REJECTS
-    periods: pa.Table  # PERIODS
-    campaigns: pa.Table  # CAMPAIGNS, also of earlier periods than those shown
-    activity: pa.Table  # summary.ACTIVITY
-    details: pa.Table  # details.DETAILS
-    near: pa.Table  # NEAR
-    evaluation: dict[str, Any] | None = None  # as rayscan.evaluation writes it, version 1
-    training: pa.Table | None = None  # step, loss, learning_rate, separation (nullable)
-    # value (similarity), how ("auto" or "given"), calibration: None or the fields of a Calibration
-    threshold: dict[str, Any] = field(default_factory=dict)
-    points: pa.Table | None = None  # POINTS
-    drawn_from: list[str] = field(default_factory=list)  # the periods that the map was drawn from
-    step_us: int = DAY_US  # of the activity
-    show_sources: bool = True
-    max_clusters: int = 5_000
-    # list, source, networks, organisations, valid_from, valid_to; None: addresses are pseudonyms
-    lists: pa.Table | None = field(default_factory=lambda: pa.table({"list": []}))
-    tolerance_days: int = 0  # outside an entry's dates on which it counted
-    origins: dict[str, pa.Table] = field(default_factory=dict)  # by title: period, cluster, names (of LABEL)
+KNN = "{}-nearest-neighbour macro-F1"
+SEED_SCORES = SCORES | {f"knn_macro_f1@{k}": KNN.format(k) for k in (1, 5)}  # of `seeds.across`
 
 
 def render(data: ReportData) -> str:
@@ -148,7 +70,25 @@ def render(data: ReportData) -> str:
         campaigns=section,
         history=_history_section(data),
         trust=_trust_section(data.evaluation),
+        seeds=_seeds_section(data),
+        comparison=_comparison_section(data.comparison),
     )
+
+
+def _seeds_section(data: ReportData) -> dict[str, Any] | None:
+    """How far figures move with the seed of training: those that some row has, with their titles."""
+    if data.seeds is None or not data.seeds["rows"]:
+        return None
+    rows = data.seeds["rows"]
+    titles = {key: title for key, title in SEED_SCORES.items() if any(key in row for row in rows)}
+    other = data.seeds["config_hash"] != data.config_hash
+    return {"rows": rows, "titles": titles, "seeds": data.seeds["seeds"], "other_settings": other}
+
+
+def _comparison_section(comparison: dict[str, Any] | None) -> dict[str, Any] | None:
+    if comparison is None or not comparison["rows"]:
+        return None
+    return {**comparison, "headings": told(comparison["rows"], comparison["headings"])}
 
 
 def _drawn_from(data: ReportData) -> list[str]:
@@ -177,7 +117,8 @@ def _check(data: ReportData) -> None:
 
 def verdict(data: ReportData) -> list[dict[str, str]]:
     """Sentences for the top of the page, each with a tone: "plain", "good" or "bad"."""
-    return [_what_is_there(data), _what_was_lost(data), _how_far_to_trust(data.evaluation)]
+    found = [_what_is_there(data), _what_was_lost(data), _how_far_to_trust(data.evaluation)]
+    return [*found, _sentence(data.misfit, "bad")] if data.misfit else found
 
 
 def _sentence(text: str, tone: str = "plain") -> dict[str, str]:
@@ -360,8 +301,19 @@ def _history_section(data: ReportData) -> dict[str, Any]:
         "left": total - len(lines),
         "most": max([*sizes, 1]),
         "short": short,
-        "events": history.events(data.campaigns),
+        "newest": _newest(data.campaigns),
+        "least": history.LEAST,
     }
+
+
+def _newest(campaigns: pa.Table) -> dict[str, str] | None:
+    """What became of campaigns in the last period, in words."""
+    events = history.events(campaigns)
+    if not events:
+        return None
+    period = events[-1].pop("period")
+    happened = [f"{words.number(n)} {event}" for event, n in events[-1].items() if n]
+    return {"period": period, "told": words.listed(happened) if happened else "no campaign"}
 
 
 def _span(captures: pa.Table) -> tuple[datetime | None, datetime | None]:
@@ -397,15 +349,24 @@ def _by_source(part: dict[str, Any], methods: list[str]) -> list[dict[str, Any]]
 
 
 def _by_label(part: dict[str, Any], methods: list[str]) -> list[dict[str, Any]]:
-    if not part.get("labels"):
-        return []
-    scored = part["labels"]["methods"]
+    """Figures on pairs of different sources, then on those of different networks alone."""
+    labels = part.get("labels") or {}
+    kinds = (("same label", "methods"), ("same label, other networks (/24)", "across_networks"))
+    return [
+        {"by": title, **row}
+        for title, kind in kinds
+        if labels.get(kind)
+        for row in _scores_by_label(labels[kind], methods)
+    ]
+
+
+def _scores_by_label(scored: dict[str, Any], methods: list[str]) -> list[dict[str, Any]]:
     keys = {k: SCORES[k] for k in ("auroc", "average_precision")}
     rows = [{"score": title, "cells": _cells(scored, methods, key)} for key, title in keys.items()]
     inner = {name: method.get("knn_macro_f1", {}) for name, method in scored.items()}
     for k in dict.fromkeys(k for figures in inner.values() for k in figures):
-        rows.append({"score": f"{k}-nearest-neighbour macro-F1", "cells": _cells(inner, methods, k)})
-    return [{"by": "same label", **row} for row in rows]
+        rows.append({"score": KNN.format(k), "cells": _cells(inner, methods, k)})
+    return rows
 
 
 def _cells(scored: dict[str, Any], methods: list[str], key: str) -> list[dict[str, Any]]:
@@ -420,9 +381,13 @@ def _agreement(clusters: dict[str, Any] | None) -> list[dict[str, Any]]:
     """Rows of how well clusters agree with sources and labels; pairs of one source tell nothing of labels."""
     rows = []
     for period, item in (clusters or {}).get("periods", {}).items():
-        for by, pairs in (("source", "join"), ("label", "join_across_sources")):
-            if item.get(f"by_{by}"):
-                found = item[f"by_{by}"]
-                unknown = {"precision": None, "recall": None, "f1": None}
-                rows.append({**found, "period": period, "by": by, "pairs": found.get(pairs) or unknown})
+        for by, kind in (("source", "join"), ("label", "join_across_sources")):
+            found = item.get(f"by_{by}")
+            if found:
+                ends = found.get("intervals", {})
+                cells = [bounded(found.get(name), ends.get(name)) for name in ("ari", "ami", "v_measure")]
+                pairs, ends = found.get(kind) or {}, ends.get(kind, {})
+                cells += [bounded(pairs.get(name), ends.get(name)) for name in ("precision", "recall", "f1")]
+                shown = {name: found[name] for name in ("sequences", "groups")}
+                rows.append({**shown, "period": period, "by": by, "cells": cells})
     return rows

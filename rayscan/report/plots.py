@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import json
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,9 +21,7 @@ from numpy.typing import NDArray
 
 from rayscan import schema
 from rayscan.report import history, words
-
-if TYPE_CHECKING:
-    from rayscan.report.page import ReportData
+from rayscan.report.data import TRAINING, ReportData
 
 MAX_COLOURS = 10
 MAX_SERIES = 6
@@ -74,7 +72,7 @@ def payload(data: ReportData, listed: pa.Table) -> dict[str, Any]:
         "threshold": data.threshold.get("value"),
         "calibrations": calibrations(data.evaluation),
         "sweep": _sweep(data.evaluation),
-        "training": None if data.training is None else data.training.to_pydict(),
+        "training": None if data.training is None else data.training.select(TRAINING).to_pydict(),
     }
 
 
@@ -91,7 +89,7 @@ def _table(
     columns: dict[str, list[Any]] = {
         "campaign": [place[row["campaign"]] for row in rows],
         "period": periods,
-        "event": listed["event"].to_pylist(),
+        "event": listed["became"].to_pylist(),
         "change": [words.change(row) for row in rows],
         "relative": [short.get(row["relative"] or "") for row in rows],
         "before": listed["sources_before"].to_pylist(),
@@ -298,7 +296,7 @@ def _scaled(values: NDArray[np.floating], points: pa.Table) -> NDArray[np.float6
 
 
 def _campaign_codes(points: pa.Table, keys: list[_Key], campaigns: list[int]) -> dict[str, Any]:
-    """Codes are positions among the page's campaigns; then SMALL, then NO_CLUSTER."""
+    """Codes are positions among the page's campaigns, report.max_clusters at most; then SMALL, NO_CLUSTER."""
     small = max(campaigns, default=-1) + 1
     of_key = dict(zip(keys, campaigns, strict=True))
     codes = [

@@ -34,7 +34,9 @@ from rayscan.report.members import (
 
 TOP = 5
 EXAMPLES = 20
-DAY_US = 86_400_000_000
+HOUR_US, DAY_US = 3_600_000_000, 86_400_000_000
+STEPS_US = {"day": HOUR_US, "week": 6 * HOUR_US, "month": DAY_US, "all": 7 * DAY_US}
+"""Steps of `activity` for each length of a period."""
 
 SUMMARY = pa.schema([pa.field("period", pa.string(), nullable=False), *schema.SUMMARY])
 

@@ -114,6 +114,12 @@ def size(value: int | None) -> str:
     return f"{amount:,.1f} TB"
 
 
+def bars(values: list[int]) -> str:
+    """'▁·▄█': a sign for each number, in eighths of the largest; a dot for none."""
+    most = max(values, default=0)
+    return "".join("▁▂▃▄▅▆▇█"[-(-8 * value // most) - 1] if value else "·" for value in values)
+
+
 def address(value: int) -> str:
     """IPv4 address, from 0 to 2^32 - 1, as dotted text."""
     return ".".join(str(value >> shift & 255) for shift in (24, 16, 8, 0))
@@ -175,7 +181,7 @@ def _asked(row: dict[str, Any]) -> str:
 
 
 def change(row: dict[str, Any]) -> str:
-    """What became of a campaign since the period before, from `event`, `sources` and `sources_before`."""
+    """What became of a campaign since the period before, from a row of `history.with_change`."""
     event: str = row["event"]
     if event != "continued":
         return {"born": "new", "split": "split off"}.get(event, event)
@@ -183,6 +189,8 @@ def change(row: dict[str, Any]) -> str:
     if not before:
         return event
     back = "back, " if row["paused"] else ""
+    if row["became"] != event:
+        back += f"{row['became']} "
     if now == before:
         return f"{back}as many"
     times = now / before

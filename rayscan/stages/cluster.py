@@ -1,8 +1,8 @@
 """Embeddings to clusters, one period at a time: `clustering.solve_blocked` with Ray tasks as its map.
 
 Tasks get the place of their rows and read the vectors themselves. The driver holds labels and the sums of
-clusters, and commits a period's rows at once. A period whose embeddings are damaged fails and says where; the
-others are clustered all the same.
+clusters, and commits a period's rows at once. A period whose embeddings are damaged, or whose tasks die time
+after time, fails and says where; the others are clustered all the same.
 """
 
 from __future__ import annotations
@@ -14,21 +14,20 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray
 from numpy.typing import NDArray
 
 from rayscan import schema
 from rayscan.clustering import Clusters, calibrate, products_on, solve_blocked, weights
 from rayscan.clustering.objective import check_embeddings
 from rayscan.config import RunConfig
-from rayscan.errors import ConfigError, DataError, RayscanError, WorkspaceError
+from rayscan.errors import DataError, TaskDied, WorkspaceError
 from rayscan.evaluation.splits import VALIDATION
 from rayscan.methods.method import ONE_VECTOR_A_SOURCE
 from rayscan.planning import Model, Unit, calibration_version
 from rayscan.progress import say, track
 from rayscan.stages import metrics
 from rayscan.stages.commits import PeriodCommits
-from rayscan.stages.session import check_room, run_tasks
+from rayscan.stages.session import run_tasks
 from rayscan.stages.similarity import sample_parts, vectors_of
 from rayscan.tables import CommitInfo, File, Workspace
 
@@ -55,14 +54,14 @@ def run(workspace: Workspace, config: RunConfig, model: Model, due: list[Unit], 
     commits = PeriodCommits(workspace, "clusters", due, info)
     threshold, _ = find_threshold(workspace, config, model)
     counts = Counts(threshold=threshold)
-    failures: list[RayscanError] = []
+    failures: list[str] = []
     with track("cluster", len(due), "periods") as advance:
         for unit in due:
             try:
                 files, clusters = _solve_period(workspace, config, unit, threshold)
-            except (DataError, WorkspaceError) as error:
-                failures.append(error)
-                say(f"cluster: {unit.key['period']} failed: {error}")
+            except (DataError, TaskDied, WorkspaceError) as error:
+                failures.append(f"{unit.key['period']} failed: {error}")
+                say(f"cluster: {failures[-1]}")
                 advance(1, "")
                 continue
             commits.add(unit, files)
@@ -87,23 +86,35 @@ def find_threshold(
     `auto` is calibrated once for a model and kept beside it: later captures must not move the threshold of
     periods that are clustered already.
     """
-    given = config.cluster.threshold
-    if given != "auto":
-        return given, None
+    there = known_threshold(workspace, config, model)
+    if there is not None:
+        return there
     if model.method in ONE_VECTOR_A_SOURCE:
         raise DataError(
             f"cluster.threshold auto learns from sequences of one source, and {model.method} has one vector "
             "for all of them: give a number (`rayscan compare` finds those that suit labels)"
         )
-    path = f"{model.folder}/calibration-{calibration_version(config, model)}.json"
-    found = workspace.read_json(path)
-    if found is None:
-        sample = sample_parts(workspace, config, model, [VALIDATION])[VALIDATION]
-        src = sample.sequences["src"].to_numpy()
-        found = asdict(calibrate(sample.vectors, src, prior=config.cluster.prior, seed=config.evaluate.seed))
-        workspace.write_json(path, found)
-        say(f"cluster: threshold {found['threshold']:.3f} from {len(src):,} validation sequences")
+    sample = sample_parts(workspace, config, model, [VALIDATION])[VALIDATION]
+    src = sample.sequences["src"].to_numpy()
+    found = asdict(calibrate(sample.vectors, src, prior=config.cluster.prior, seed=config.evaluate.seed))
+    workspace.write_json(_calibration(config, model), found)
+    say(f"cluster: threshold {found['threshold']:.3f} from {len(src):,} validation sequences")
     return float(found["threshold"]), found
+
+
+def known_threshold(
+    workspace: Workspace, config: RunConfig, model: Model
+) -> tuple[float, dict[str, Any] | None] | None:
+    """`find_threshold` where nothing is left to calibrate, else None."""
+    given = config.cluster.threshold
+    if given != "auto":
+        return given, None
+    found = workspace.read_json(_calibration(config, model))
+    return None if found is None else (float(found["threshold"]), found)
+
+
+def _calibration(config: RunConfig, model: Model) -> str:
+    return f"{model.folder}/calibration-{calibration_version(config, model)}.json"
 
 
 def _solve_period(
@@ -168,12 +179,6 @@ def _ray_map(config: RunConfig) -> Callable[[Callable[[Any, Any], Any], Sequence
     resources, where = config.resources, config.cluster.device
     gpus = 0 if where == "cpu" else resources.cluster_gpus or float(where == "cuda")
     device = "cuda" if gpus else None
-    check_room(resources.cluster_cpus, 0)
-    there = ray.cluster_resources().get("GPU", 0) if gpus else 0
-    if gpus > there:
-        raise ConfigError(
-            f"a clustering task asks for {gpus:g} GPUs and Ray has {there:g}: set cluster.device=cpu"
-        )
 
     def ray_map(task: Callable[[Any, Any], Any], items: Sequence[Any], shared: Any) -> Iterable[Any]:
         def work(item: Any, common: tuple[Any]) -> Any:

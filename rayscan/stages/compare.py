@@ -7,8 +7,8 @@ is written when it is there and not computed again until sequences, labels, spli
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 import numpy as np
@@ -17,14 +17,15 @@ import pyarrow as pa
 from rayscan import planning
 from rayscan.captures.scanners import Scanners
 from rayscan.config import RunConfig, digest
+from rayscan.errors import RayscanError
 from rayscan.methods import compare, own
 from rayscan.methods.compare import Rated
 from rayscan.methods.method import ABSENT, ONE_VECTOR_A_SOURCE, Embedded, positions
 from rayscan.planning import Model, run_file, sequence_files, settled, version_of
-from rayscan.progress import track
+from rayscan.progress import say, track
 from rayscan.report.comparison import comparison_page
 from rayscan.stages.lists import label_lists, relabelled
-from rayscan.stages.session import run_tasks
+from rayscan.stages.session import check_room, run_tasks
 from rayscan.stages.similarity import vectors_of
 from rayscan.tables import File, Workspace, fingerprint
 
@@ -39,6 +40,7 @@ class _Job(NamedTuple):
     seed: int
     transductive: bool = False
     embeddings: tuple[File, ...] = ()
+    of_sources: bool = False  # that model has one vector a source
 
     @property
     def name(self) -> str:
@@ -59,12 +61,15 @@ def run(
     With a model, its embeddings are rated too, as "model ID". `transductive` rates methods with one vector a
     source a second time, as their authors do. Raises DataError where there are no sequences in these periods.
     """
+    check_room(config.resources.train_cpus, 0)
     files = sequence_files(workspace, periods)
     config = settled(workspace, config, files)
     jobs = _jobs(workspace, config, model, methods, periods, seeds, transductive)
     asked = planning.scanner_version(workspace, config) if config.evaluate.labels != "capture" else ""
     made_from = {job: _made_from(config, job, files, asked) for job in jobs}
-    due = [job for job in jobs if version_of(workspace, _path(config, job)) != made_from[job]]
+    paths = {job: _path(config, job, periods) for job in jobs}
+    due = [job for job in jobs if version_of(workspace, paths[job]) != made_from[job]]
+    failed: dict[_Job, Rated] = {}
 
     def work(job: _Job, known: Scanners | None = None) -> Rated:
         return _rate(workspace, config, job, files, known)
@@ -75,15 +80,35 @@ def run(
             due,
             cpus=config.resources.train_cpus,
             shared=label_lists(workspace, config) if due else None,
+            failed=_failed,
             fresh=True,
         )
         for job, rated in tasks:
-            workspace.write_json(_path(config, job), {"made_from": made_from[job], **rated})
+            if "failed" in rated:
+                failed[job] = rated
+                say(f"compare: {compare.title(rated)}, seed {job.seed}, failed: {rated['failed']}")
+            else:
+                workspace.write_json(paths[job], {"made_from": made_from[job], **rated})
             advance(1, f"{compare.title(rated)}, seed {job.seed}")
-    found = [workspace.read_json(_path(config, job)) or {} for job in jobs]
-    page = comparison_page(compare.as_rows(found), found, list(compare.COLUMNS), config.run)
+    found = [failed.get(job) or workspace.read_json(paths[job]) or {} for job in jobs]
+    rows = compare.as_rows(found)
+    page = comparison_page(rows, found, list(compare.COLUMNS), config.run)
     workspace.write_bytes(run_file(config, PAGE), page.encode())
+    facts = {
+        "made_from": f"{fingerprint(sorted(made_from.values())):016x}",
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "page": PAGE,
+        "headings": list(compare.COLUMNS),
+        "rows": rows,
+    }
+    workspace.write_json(run_file(config, planning.COMPARISON), facts)
     return found
+
+
+def _failed(job: _Job, error: RayscanError) -> Rated:
+    """In place of figures, and not kept: the next comparison tries again."""
+    facts = {"method": job.method, "seed": job.seed, "transductive": job.transductive}
+    return {**facts, "failed": str(error)}
 
 
 def _jobs(
@@ -102,7 +127,8 @@ def _jobs(
         embeddings = workspace.table("embeddings").files({"model": model.id})
         embeddings = [file for file in embeddings if not periods or file.key["period"] in periods]
         if embeddings:
-            jobs.append(_Job(f"model {model.id}", config.train.seed, False, tuple(embeddings)))
+            of_sources = model.method in ONE_VECTOR_A_SOURCE
+            jobs.append(_Job(f"model {model.id}", config.train.seed, False, tuple(embeddings), of_sources))
     return jobs
 
 
@@ -117,14 +143,15 @@ def _rate(
     if job.embeddings:
         sequences = pa.concat_tables(tables)
         found = _embedded(workspace, job.embeddings, sequences)
-        rated = compare.rated(sequences, found, config.split, config.evaluate)
+        rated = compare.rated(sequences, found, config.split, config.evaluate, job.of_sources)
         return {"method": job.method, "seed": job.seed, **rated}
-    rated = compare.rate(job.method, tables, job.seed, config, transductive=job.transductive)
-    return {**rated, "memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}
+    return compare.rate(job.method, tables, job.seed, config, transductive=job.transductive)
 
 
-def _path(config: RunConfig, job: _Job) -> str:
-    return run_file(config, f"compare/{job.name.replace(' ', '-')}.json")
+def _path(config: RunConfig, job: _Job, periods: Sequence[str]) -> str:
+    """Where a result is kept: those of different periods side by side."""
+    of = f"-{digest(*sorted(periods))}" if periods else ""
+    return run_file(config, f"compare/{job.name.replace(' ', '-')}{of}.json")
 
 
 def _made_from(config: RunConfig, job: _Job, sequences: list[File], asked: str) -> str:

@@ -14,6 +14,7 @@ import torch
 
 from rayscan.config import RunConfig
 from rayscan.model import artefact
+from rayscan.model.embed import device_of
 from rayscan.model.fit import separation
 from rayscan.model.sampling import validation_sample
 from rayscan.planning import Model
@@ -69,5 +70,8 @@ def _measure(
     sample = validation_sample(tuple(buckets), loader(workspace, own, buckets), config.split)
     if sample is None:
         return 0, None
-    device = "cuda" if torch.cuda.is_available() and config.embed.device != "cpu" else "cpu"
-    return len(np.unique(sample.src)), separation(encoder.to(device), sample, device)
+    device = device_of(
+        "cpu" if config.embed.device == "cpu" else "auto"
+    )  # the driver's machine may have none
+    found = separation(encoder.to(device), sample, device, config.embed.precision)
+    return len(np.unique(sample.src)), found

@@ -14,6 +14,7 @@ from rayscan.clustering.calibration import Calibration, calibrate
 from rayscan.config import RunConfig
 from rayscan.errors import DataError
 from rayscan.evaluation import protocol, thresholds, tiles
+from rayscan.evaluation.credit import without_sources
 from rayscan.evaluation.partitions import UNLABELLED, label_codes
 from rayscan.evaluation.parts import sample_rows
 from rayscan.evaluation.splits import (
@@ -27,7 +28,7 @@ from rayscan.evaluation.splits import (
 )
 from rayscan.evaluation.table import as_text
 from rayscan.methods.method import ONE_VECTOR_A_SOURCE
-from rayscan.planning import Model, config_hash, model_id, run_file, training_files
+from rayscan.planning import EVALUATION, Model, config_hash, model_id, run_file, training_files
 from rayscan.progress import say, track
 from rayscan.stages.cluster import find_threshold
 from rayscan.stages.lists import label_lists, relabelled
@@ -57,8 +58,10 @@ def run(workspace: Workspace, config: RunConfig, model: Model, made_from: str) -
         found = evaluation["parts"][PART_NAMES[part]]
         found["available"] = {"sequences": sample.available, "sources": sample.available_sources}
         found["covered"] = sample.covered
-    if model.method in ONE_VECTOR_A_SOURCE:
-        _without_credit(evaluation, model.method)
+    sweep = _sweep(config, samples[VALIDATION], threshold)
+    if sweep is None:
+        why = "fewer than two sequences of validation sources"
+        evaluation["not_computed"].append({"what": "other thresholds", "why": why})
     result = {
         "made_from": made_from,
         "run": config.run,
@@ -68,15 +71,17 @@ def run(workspace: Workspace, config: RunConfig, model: Model, made_from: str) -
             "value": threshold,
             "how": "auto" if calibration else "given",
             "calibration": calibration,
-            "sweep": _sweep(config, samples[VALIDATION], threshold),
+            "sweep": sweep,
         },
         "labels_from": "captures" if known is None else "scanner lists",
         **evaluation,
     }
-    workspace.write_json(run_file(config, "evaluation.json"), result)
+    if model.method in ONE_VECTOR_A_SOURCE:
+        without_sources(result, model.method)
+    workspace.write_json(run_file(config, EVALUATION), result)
     for line in as_text(result):
         say(line)
-    return _headline(evaluation)
+    return _headline(result)
 
 
 def in_tasks(task: Callable[[Any, Any], Any], items: Sequence[Any], shared: Any) -> Iterator[Any]:
@@ -86,15 +91,6 @@ def in_tasks(task: Callable[[Any, Any], Any], items: Sequence[Any], shared: Any)
     else:
         for _, result in run_tasks(task, items, ordered=True, shared=shared):
             yield result
-
-
-def _without_credit(evaluation: dict[str, Any], method: str) -> None:
-    """Take out how alike sequences of one source are, where they are so by construction."""
-    why = f"{method} has one vector for all sequences of a source"
-    for name, part in {**evaluation["parts"], **evaluation["groups"]}.items():
-        if part is not None and part["methods"].pop("model", None) is not None:
-            part |= {"histograms": None, "calibration": None}
-            evaluation["not_computed"].append({"what": f"{name} / model by source", "why": why})
 
 
 def _curve(config: RunConfig, validation: Sample, found: dict[str, Any] | None) -> Calibration | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Literal
 
 import pyarrow as pa
@@ -10,6 +11,7 @@ import pyarrow.compute as pc
 
 from rayscan.config import RunConfig
 from rayscan.errors import DataError
+from rayscan.progress import say
 from rayscan.report import exports
 from rayscan.report.exports import MEMBERS, Addresses
 from rayscan.tables import Workspace
@@ -37,26 +39,29 @@ def run(
             f"{workspace.uri} holds pseudonyms (ingest.addresses=cryptopan): a {kind} export would accuse "
             "addresses that have nothing to do with it; csv, parquet and graphml say that they are pseudonyms"
         )
-    campaigns = _campaigns(workspace, config, periods, names)
+    rows = _campaigns(workspace, config, periods, names, merged=kind == "graphml")
+    campaigns = rows.filter(pc.is_valid(rows["cluster"]))
     addresses: Addresses = "source" if raw else "pseudonym"
     if kind in ("csv", "parquet"):
         if table == "campaigns":
-            rows = exports.campaign_table(campaigns)
+            shown = exports.campaign_table(campaigns)
         else:
-            rows = exports.source_table(_members(workspace, config, campaigns), addresses)
-        return (exports.as_csv(rows) if kind == "csv" else exports.as_parquet(rows)), campaigns.num_rows
+            shown = exports.source_table(_members(workspace, config, campaigns), addresses)
+        return (exports.as_csv(shown) if kind == "csv" else exports.as_parquet(shown)), campaigns.num_rows
     found = _members(workspace, config, campaigns)
     if kind == "misp-warninglist":
         return exports.as_warninglist(campaigns, found, config.run), campaigns.num_rows
     if kind == "stix":
-        return exports.as_stix(campaigns, found, config.run), campaigns.num_rows
-    return exports.as_graphml(campaigns, found, addresses), campaigns.num_rows
+        committed = _committed(workspace, config, campaigns)
+        return exports.as_stix(campaigns, found, config.run, committed), campaigns.num_rows
+    _say_if_cut(campaigns)
+    return exports.as_graphml(rows, found, addresses), campaigns.num_rows
 
 
 def _campaigns(
-    workspace: Workspace, config: RunConfig, periods: Sequence[str], names: Sequence[str]
+    workspace: Workspace, config: RunConfig, periods: Sequence[str], names: Sequence[str], merged: bool
 ) -> pa.Table:
-    """Campaigns of two sequences or more that have a cluster in these periods."""
+    """Campaigns of two sequences or more that have a cluster in these periods; or that `merged` in them."""
     there = sorted({file.key["period"] for file in workspace.table("campaigns").files({"run": config.run})})
     if not there:
         raise DataError(f"run {config.run} of {workspace.uri} has no campaigns; see `rayscan campaigns`")
@@ -68,7 +73,11 @@ def _campaigns(
         for period in sorted(set(periods)) or there[-1:]
     ]
     found = pa.concat_tables(parts)
-    found = found.filter(pc.greater(found["sequences"], 1))
+    wanted = pc.greater(found["sequences"], 1)
+    if merged:
+        ended = pc.and_(pc.equal(found["event"], "merged"), pc.greater(found["size"], 1))
+        wanted = pc.or_(wanted, ended)
+    found = found.filter(wanted)
     for name in names:
         if not pc.any(pc.starts_with(found["campaign"], name)).as_py():
             raise DataError(f"no campaign of these periods is called {name}")
@@ -77,6 +86,25 @@ def _campaigns(
             pa.array([any(c.startswith(name) for name in names) for c in found["campaign"].to_pylist()])
         )
     return found
+
+
+def _committed(workspace: Workspace, config: RunConfig, campaigns: pa.Table) -> dict[str, datetime]:
+    """When the campaigns of each period were written."""
+    table = workspace.table("campaigns")
+    times = {
+        period: table.committed({"run": config.run, "period": period})
+        for period in campaigns["period"].unique().to_pylist()
+    }
+    return {period: time for period, time in times.items() if time is not None}
+
+
+def _say_if_cut(campaigns: pa.Table) -> None:
+    most = max((item["counts"] for item in campaigns["period"].value_counts().to_pylist()), default=0)
+    if most > exports.MOST_NEAR:
+        say(
+            f"export: edges `near` are among the {exports.MOST_NEAR:,} campaigns with the most sources of a "
+            f"period; there are up to {most:,}"
+        )
 
 
 def _members(workspace: Workspace, config: RunConfig, campaigns: pa.Table) -> pa.Table:

@@ -35,10 +35,11 @@ from rayscan.stages import metrics
 from rayscan.stages.admission import Admit, admission, check_key
 from rayscan.stages.session import run_tasks
 from rayscan.storage import filesystem
-from rayscan.tables import CommitInfo, File, Table, Workspace, key_name
+from rayscan.tables import CommitInfo, File, Table, Workspace, fingerprint, key_name
 
 _COMMIT_EVERY_S = 20.0
 _COMMIT_CAPTURES = 64
+_LEDGER = "ledger"  # each commit of flows records it, so that no two runs' commits can pass each other
 _MANY_FILES, _SMALL_BYTES = 5_000, 100_000
 
 _Row = dict[str, Any]
@@ -279,15 +280,19 @@ class _Ledger:
 
     The order is flows, rejects, captures. A kill in between leaves a capture that still counts as due; its
     second reading finds the content committed and only completes the books.
+
+    Everything is decided on the tables as they were when this run began, and its own commits since. Whatever
+    another one writes meanwhile is a CommitConflict, also in `flows` beside the captures at hand: a content
+    has one carrier among all paths, so two of these at once would each take the other's decisions for none.
     """
 
     def __init__(self, workspace: Workspace, version: int, info: CommitInfo) -> None:
         self.flows = workspace.table("flows")
         self.captures, self.rejects = workspace.table("captures"), workspace.table("rejects")
         self.version, self.info = version, info
-        self.known: dict[str, str] = {
-            row["path"]: row["capture"] for row in self.captures.read(columns=["path", "capture"]).to_pylist()
-        }
+        self.seen = {table.name: table.version() for table in (self.flows, self.rejects, self.captures)}
+        rows = self.captures.read(columns=["path", "capture"], version=self.seen["captures"])
+        self.known: dict[str, str] = {row["path"]: row["capture"] for row in rows.to_pylist()}
 
     def commit(self, batch: list[Ingested], counts: Counts) -> None:
         if not batch:
@@ -295,13 +300,12 @@ class _Ledger:
         read = {result.file.path: result for result in batch if result.finished}
         touched = {self.known[path] for path in read if path in self.known}
         written = self._commit_flows(batch)
-        before = _where(self.captures, "capture", touched | {result.capture for result in read.values()})
+        before = self._where(self.captures, touched | {result.capture for result in read.values()})
         rows, told = self._books(read, before, written)
         told += [row for result in batch if not result.finished for row in _reject_rows(result)]
         paths = {row["path"] for row in rows} | {result.file.path for result in batch}
-        self.rejects.replace_rows("path", paths, pa.Table.from_pylist(told, schema.REJECTS), self.info)
-        captures = pa.Table.from_pylist(rows, schema.CAPTURES)
-        self.captures.replace_rows("path", captures["path"].to_pylist(), captures, self.info)
+        self._replace(self.rejects, paths, told)
+        self._replace(self.captures, {row["path"] for row in rows}, rows)
         for row in (row for row in rows if row["path"] in read):
             is_twin = not row["flows"] and read[row["path"]].flows > 0
             counts.same_content += is_twin
@@ -314,7 +318,8 @@ class _Ledger:
 
     def _commit_flows(self, batch: list[Ingested]) -> dict[str, str]:
         """One commit of all new content; content -> the path that it was read from."""
-        stored = self.flows.done([{"capture": result.capture} for result in batch])
+        seen = self.seen["flows"]
+        stored = self.flows.done([{"capture": result.capture} for result in batch], seen)
         new: list[File] = []
         done: dict[str, int] = {}
         gone: set[str] = set()
@@ -329,10 +334,22 @@ class _Ledger:
                 gone.add(capture)  # read with other settings before
                 new += result.written
                 done[name] = self.version
-        old = [file.path for file in self.flows.files() if _capture_of(file) in gone] if gone else []
         if done:
-            self.flows.replace_files(old, new, done, self.info)
+            files = self.flows.files(version=seen) if gone else []
+            old = [file.path for file in files if _capture_of(file) in gone]
+            done[_LEDGER] = fingerprint(self.info.run, seen)
+            self.seen["flows"] = self.flows.replace_files(old, new, done, self.info, seen)
         return written
+
+    def _replace(self, table: Table, paths: set[str], rows: list[_Row]) -> None:
+        found, seen = pa.Table.from_pylist(rows, table.schema), self.seen[table.name]
+        self.seen[table.name] = table.replace_rows("path", paths, found, self.info, seen)
+
+    def _where(self, table: Table, captures: set[str]) -> list[_Row]:
+        rows = table.read(version=self.seen[table.name])
+        wanted = pa.array(sorted(captures), pa.string())
+        found: list[_Row] = rows.filter(pc.is_in(rows["capture"], wanted)).to_pylist()
+        return found
 
     def _release(self, path: str, capture: str, gone: set[str], done: dict[str, int]) -> None:
         """Content that `path` had before and that no other path has goes away."""
@@ -383,14 +400,8 @@ class _Ledger:
     def _rejects(self, path: str, capture: str, read: dict[str, Ingested], carrier: str) -> list[_Row]:
         """What `path` tells of its content: as it was read there, or else at the carrier, or else before."""
         result = read.get(path) or read.get(carrier)
-        known = _where(self.rejects, "capture", {capture}) if result is None else _reject_rows(result)
+        known = self._where(self.rejects, {capture}) if result is None else _reject_rows(result)
         return [{**row, "path": path} for row in known if row["path"] == known[0]["path"]]  # two after a kill
-
-
-def _where(table: Table, column: str, values: set[str]) -> list[_Row]:
-    rows = table.read()
-    found: list[_Row] = rows.filter(pc.is_in(rows[column], pa.array(sorted(values), pa.string()))).to_pylist()
-    return found
 
 
 def _capture_row(result: Ingested) -> _Row:

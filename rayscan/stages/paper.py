@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 from rayscan.clustering import solve
 from rayscan.config import PaperConfig, RunConfig
 from rayscan.evaluation import anchors, paper
+from rayscan.evaluation.credit import paper_without_sources
 from rayscan.evaluation.parts import Terms
 from rayscan.evaluation.protocol import part_data
 from rayscan.evaluation.splits import PART_NAMES, TRAIN, UNSEEN_SEQUENCES, UNSEEN_SOURCES, VALIDATION
 from rayscan.evaluation.thresholds import THRESHOLDS
+from rayscan.methods.method import ONE_VECTOR_A_SOURCE
 from rayscan.planning import PAPER, Model, config_hash, run_file
 from rayscan.progress import say, track
 from rayscan.stages.evaluate import in_tasks
@@ -63,10 +65,12 @@ def run(workspace: Workspace, config: RunConfig, model: Model, made_from: str) -
         "tsne": _tsne(workspace, config, parts),
         **found,
     }
+    if model.method in ONE_VECTOR_A_SOURCE:
+        paper_without_sources(result, model.method)
     workspace.write_json(run_file(config, PAPER), result)
     for line in paper.as_text(result):
         say(line)
-    study = found["parts"][PART_NAMES[UNSEEN_SOURCES]]["by_source"]
+    study = result["parts"][PART_NAMES[UNSEEN_SOURCES]]["by_source"]
     return {"parts": len(parts), "auroc_unseen_sources": study and study["auroc"]["value"]}
 
 

@@ -8,7 +8,7 @@ found where it was last month. `rayscan train --fresh` makes other vectors, and 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -20,7 +20,6 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from rayscan import planning
-from rayscan.captures.origins import SYSTEMS, AsNumbers, MaxMind
 from rayscan.captures.scanners import Scanners
 from rayscan.config import RunConfig, as_yaml
 from rayscan.errors import ConfigError, DataError
@@ -28,17 +27,19 @@ from rayscan.evaluation import projection
 from rayscan.keys import uniform
 from rayscan.planning import Model, run_file
 from rayscan.progress import say, track
-from rayscan.report.details import HOUR_US, details, nearest
-from rayscan.report.page import CAMPAIGNS, NEAR, PERIODS, POINTS, ReportData, render
-from rayscan.report.summary import DAY_US, activity, origins, usual_port
-from rayscan.stages.lists import HIDDEN, overview, read_whole, scanners
+from rayscan.report.data import CAMPAIGNS, NEAR, PERIODS, POINTS, ReportData
+from rayscan.report.details import details, nearest
+from rayscan.report.page import render
+from rayscan.report.summary import STEPS_US, activity, origins, usual_port
+from rayscan.stages.cluster import known_threshold
+from rayscan.stages.lists import overview, scanners
+from rayscan.stages.places import Places, places
 from rayscan.stages.session import run_tasks
 from rayscan.stages.similarity import vectors_of
 from rayscan.tables import File, Workspace
 
 _MAP_SEED = 7
 _MAP_SAMPLE = 20_000  # sequences that the map is drawn from
-_STEPS_US = {"day": HOUR_US, "week": 6 * HOUR_US, "month": DAY_US, "all": 7 * DAY_US}
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,9 @@ class _Period:
 
 @dataclass(frozen=True)
 class _Asked:
-    """What tasks ask about sources; a MaxMind database is opened by each, since it cannot travel."""
+    """What tasks ask about sources."""
 
-    systems: AsNumbers | None
-    mmdb: str | None
+    places: Places
     known: Scanners | None
 
 
@@ -84,7 +84,7 @@ def run(
     periods = _periods(workspace, config, model, only)
     total = sum(file.rows for period in periods for file in period.embeddings)
     share = min(1.0, config.report.max_points / max(total, 1))
-    step_us = _STEPS_US[str((workspace.facts() or {})["period"])]
+    step_us = STEPS_US[str((workspace.facts() or {})["period"])]
 
     def work(period: _Period, asked: _Asked) -> _Summary:
         return _summarise(workspace, config, period, share, step_us, asked)
@@ -143,7 +143,7 @@ def _summarise(
         found,
         _near(workspace, period, found["cluster"]),
         _points(workspace, period, sequences, clusters, share, asked.known),
-        {title: origins(clusters, period.name, names) for title, names in _namers(asked).items()},
+        {title: origins(clusters, period.name, names) for title, names in asked.places.namers().items()},
     )
 
 
@@ -161,25 +161,7 @@ def _near(workspace: Workspace, period: _Period, shown: pa.ChunkedArray) -> pa.T
 
 def _asked(workspace: Workspace, config: RunConfig) -> _Asked:
     """The scanner lists, report.pfx2as and report.mmdb. Raises before any work where they cannot be used."""
-    given = config.report
-    named = given.pfx2as is not None or given.mmdb is not None
-    if named and workspace.addresses != "raw":
-        raise ConfigError(f"report.pfx2as and report.mmdb: {HIDDEN}")
-    systems = None if given.pfx2as is None else AsNumbers(read_whole(given.pfx2as), given.pfx2as)
-    found = _Asked(systems, given.mmdb, scanners(workspace, config))
-    _namers(found)
-    return found
-
-
-def _namers(asked: _Asked) -> dict[str, Callable[[NDArray[np.int64]], pa.Array]]:
-    """What names addresses, by the title of the names."""
-    found: dict[str, Callable[[NDArray[np.int64]], pa.Array]] = {}
-    if asked.mmdb is not None:
-        database = MaxMind(asked.mmdb)
-        found[database.title] = database
-    if asked.systems is not None:
-        found[SYSTEMS] = asked.systems
-    return found
+    return _Asked(places(workspace, config), scanners(workspace, config))
 
 
 def _points(
@@ -216,8 +198,11 @@ def _thin(table: pa.Table, share: float) -> pa.Table:
 def _data(
     workspace: Workspace, config: RunConfig, model: Model, summaries: list[_Summary], step_us: int
 ) -> ReportData:
-    evaluation = workspace.read_json(run_file(config, "evaluation.json"))
-    points, drawn_from = _map(workspace, config, model, _stack(summary.points for summary in summaries))
+    evaluation = workspace.read_json(run_file(config, planning.EVALUATION))
+    threshold = _threshold(workspace, config, model)
+    points, drawn_from = _map(
+        workspace, config, model, _stack(summary.points for summary in summaries), threshold.get("value")
+    )
     return ReportData(
         title=config.report.title,
         generated=datetime.now(UTC),
@@ -232,9 +217,14 @@ def _data(
         activity=_stack(summary.activity for summary in summaries),
         details=_stack(summary.details for summary in summaries),
         near=_stack(summary.near for summary in summaries),
+        model=model.id,
+        weights=model.weights,
         evaluation=evaluation,
+        misfit=_misfit(workspace, config, model, evaluation),
+        seeds=workspace.read_json(run_file(config, planning.SEEDS)),
+        comparison=workspace.read_json(run_file(config, planning.COMPARISON)),
         training=_curve(workspace, model),
-        threshold=(evaluation or {}).get("threshold", {}),
+        threshold=threshold,
         points=points,
         drawn_from=drawn_from,
         step_us=step_us,
@@ -247,6 +237,32 @@ def _data(
             for title in (summaries[0].origins if summaries else ())
         },
     )
+
+
+def _threshold(workspace: Workspace, config: RunConfig, model: Model) -> dict[str, Any]:
+    """Value, how it came about, and the calibration; nothing where none was given or calibrated yet."""
+    found = known_threshold(workspace, config, model)
+    if found is None:
+        return {}
+    value, calibration = found
+    return {"value": value, "how": "auto" if calibration else "given", "calibration": calibration}
+
+
+def _misfit(workspace: Workspace, config: RunConfig, model: Model, evaluation: dict[str, Any] | None) -> str:
+    """In a sentence how the evaluation that is there fails to fit what is reported; "" where it fits."""
+    if evaluation is None:
+        return ""
+    if evaluation["model"] != model.id:
+        return (
+            f"The evaluation is of another model, {evaluation['model']}, and says nothing of these "
+            "campaigns: run “rayscan evaluate”."
+        )
+    if evaluation["made_from"] != planning.evaluation_version(workspace, config, model):
+        return (
+            "The evaluation is older than the model's weights, the clusters, the lists of scanners or the "
+            "settings as they are now: run “rayscan evaluate”."
+        )
+    return ""
 
 
 def _curve(workspace: Workspace, model: Model) -> pa.Table | None:
@@ -277,9 +293,12 @@ class _Drawn:
 
 
 def _map(
-    workspace: Workspace, config: RunConfig, model: Model, points: pa.Table
+    workspace: Workspace, config: RunConfig, model: Model, points: pa.Table, threshold: float | None
 ) -> tuple[pa.Table | None, list[str]]:
-    """The points with places in place of their vectors, columns as in POINTS; the periods of the map."""
+    """The points with places in place of their vectors, columns as in POINTS; the periods of the map.
+
+    A point is strange that is less alike than `threshold` to whatever the map was drawn from.
+    """
     if not points.num_rows:
         return None, []
     drawn = _stored(workspace, model) or _draw(workspace, config, model)
@@ -288,8 +307,6 @@ def _map(
     at = np.minimum(np.searchsorted(drawn.ids, ids), len(drawn.ids) - 1)
     same = drawn.ids[at] == ids
     places[same] = drawn.places[at[same]]
-    evaluation = workspace.read_json(run_file(config, "evaluation.json")) or {}
-    threshold = (evaluation.get("threshold") or {}).get("value")
     strange = alike < (-1.0 if threshold is None else threshold)
     table = points.drop_columns(["vector", "sequence_id"])
     for name, column in (("x", places[:, 0]), ("y", places[:, 1]), ("strange", strange & ~same)):

@@ -12,9 +12,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from rayscan.clustering.objective import F32
+from rayscan.clustering.runs import Partition, runs, solve_run
 from rayscan.config import ResourcesConfig
 from rayscan.stages.session import run_tasks, session
-from rayscan.vectors import F32, Partition, runs, solve_run
 
 
 def in_tasks(

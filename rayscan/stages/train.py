@@ -4,8 +4,10 @@ Every worker reads the sequence files by itself (Ray Data's dataset shards starv
 docs/ray.md). Checkpoints go to the workspace's storage; a worker that dies, or a run that is started again,
 goes on from the last one. Process 0 writes the finished artefact, whose last file makes it exist.
 
-An error that would come again (bad data, a loss that is not finite, a full disk) ends training at once: the
-worker sends it to the driver and returns, because Ray Train would restart it as if a machine had been lost.
+An error that would come again (bad data, a loss that is not finite, a full disk) ends training: the worker
+sends it to the driver and returns, because Ray Train would restart it as if a machine had been lost. One of
+several workers cannot just return, for the others would wait for it: it fails, and all of them find on their
+restart that there is nothing left to do.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import os
 import tempfile
 import threading
 import time
@@ -45,9 +48,11 @@ from rayscan.model import artefact
 from rayscan.model.encoder import Encoder
 from rayscan.model.features import Sequences, columns_for
 from rayscan.model.fit import READ_BACK, FitResult, Metrics, TrainState, fit, separation
+from rayscan.model.precision import arithmetic
 from rayscan.model.sampling import PairSampler, validation_sample
 from rayscan.progress import say, track
-from rayscan.stages.session import check_room, share_of_cores, single_machine
+from rayscan.stages.post import Post
+from rayscan.stages.session import check_room, gpus_each, is_local, run_tasks, share_of_cores
 from rayscan.tables import File, Workspace
 from rayscan.tracking import tracked
 
@@ -56,6 +61,9 @@ _DRIFT = "drift.json"
 _LOOK_EVERY_S = 0.2
 _LEAVE_WITHIN_S = 20.0  # of the 30 that a machine gets before it is taken away
 _ASK_EVERY_S = 1.0
+_POLL_S = "0.2"
+"""Seconds between looks of Ray Train's controller at its workers. A worker that reports waits for such a
+look: with Ray's own 2 s, a checkpoint every five small steps cost four fifths of all training time."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -75,11 +83,15 @@ def run(workspace: Workspace, config: RunConfig, fresh: bool) -> Counts:
     if fresh:
         workspace.delete(f"models/{name}")
         workspace.delete(f"training/{name}")
-    check_room(config.resources.train_cpus, config.resources.train_gpus, config.train.workers)
+    resources, workers = config.resources, config.train.workers
+    gpus = gpus_each(config.train.device, resources.train_gpus, workers)
+    check_room(resources.train_cpus, gpus, workers, memory_mb=resources.train_memory_mb)
     files = planning.training_files(workspace, config)
-    post = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Post).remote()
+    post = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Post).remote()
     settled = planning.settled(workspace, config, files)
-    trainer = _trainer(workspace, config, name, _Job(workspace, settled, name, files, post))
+    validation = ray.put(_validation(workspace, settled, files))
+    job = _Job(workspace, settled, name, files, post, [validation])
+    trainer = _trainer(workspace, config, name, job, gpus)
     try:
         with _curve_folder(workspace, name) as folder:
             told = {
@@ -90,20 +102,31 @@ def run(workspace: Workspace, config: RunConfig, fresh: bool) -> Counts:
                 _fit_with_progress(trainer, post, config, log)
     finally:
         ray.kill(post)
-    workspace.delete(f"training/{name}")  # the checkpoints; the artefact is in models/
     model = planning.stored_model(workspace, name)
     if model is None:
         raise DataError("training ended without a model; run it again to go on from the last checkpoint")
+    workspace.delete(f"training/{name}")  # the checkpoints; the artefact is in models/
     metrics = model.card["metrics"]
     _show_drift(workspace, model.folder)
     return Counts(
-        config.train.steps,
+        int(metrics["steps"]),
         metrics["loss"],
         metrics.get("separation"),
         int(metrics["best_step"]),
         name,
         metrics.get("separation of the model it began with"),
     )
+
+
+def _validation(workspace: Workspace, config: RunConfig, files: list[File]) -> Sequences | None:
+    """The sequences to validate on. A task reads them, as workers would have to wait for the one that did."""
+
+    def work(_: None) -> Sequences | None:
+        buckets = by_bucket(files)
+        return validation_sample(tuple(buckets), loader(workspace, config, buckets), config.split)
+
+    ((_, found),) = run_tasks(work, [None], cpus=config.resources.train_cpus)
+    return found
 
 
 @contextmanager
@@ -141,7 +164,8 @@ class _Job:
     config: RunConfig
     name: str
     files: list[File]
-    post: Any  # a _Post
+    post: Any  # a Post
+    validation: list[Any]  # a reference to Sequences or None; in a list, so that it is not fetched everywhere
 
     def tell(self, message: Any) -> None:
         ray.get(self.post.put.remote(message))
@@ -149,55 +173,38 @@ class _Job:
     def is_to_stop(self) -> bool:
         return bool(ray.get(self.post.is_to_stop.remote()))
 
-
-class _Post:
-    """Between the driver and the workers: messages one way, the wish to stop the other way."""
-
-    def __init__(self) -> None:
-        self.messages: list[Any] = []
-        self.stopping = False
-
-    def put(self, message: Any) -> None:
-        self.messages.append(message)
-
-    def take(self) -> list[Any]:
-        taken, self.messages = self.messages, []
-        return taken
-
-    def stop(self) -> None:
-        self.stopping = True
-
-    def is_to_stop(self) -> bool:
-        return self.stopping
+    def is_over(self) -> bool:
+        """Whether a worker has told of an error that would come again."""
+        return bool(ray.get(self.post.is_over.remote()))
 
 
-def _trainer(workspace: Workspace, config: RunConfig, name: str, job: _Job) -> TorchTrainer:
+def _trainer(workspace: Workspace, config: RunConfig, name: str, job: _Job, gpus: float) -> TorchTrainer:
     settings, resources = config.train, config.resources
-    use_gpu = settings.device == "cuda" or resources.train_gpus > 0
-    fs, path = workspace.location("training")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _POLL_S)
+    fs, path = workspace.location(f"training/{name}")
     if isinstance(fs, pafs.LocalFileSystem):
         Path(path).mkdir(parents=True, exist_ok=True)
     threads = share_of_cores(settings.threads, settings.workers, resources.train_cpus)
     per_worker: dict[str, float] = {"CPU": resources.train_cpus}
     if resources.train_memory_mb:
         per_worker["memory"] = resources.train_memory_mb * 2**20
-    if use_gpu:
-        per_worker["GPU"] = resources.train_gpus or 1
+    if gpus:
+        per_worker["GPU"] = gpus
     return TorchTrainer(
         _worker,
         train_loop_config={"job": job, "threads": threads},
         scaling_config=ScalingConfig(
-            num_workers=settings.workers, use_gpu=use_gpu, resources_per_worker=per_worker
+            num_workers=settings.workers, use_gpu=gpus > 0, resources_per_worker=per_worker
         ),
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=300),
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=300),
         run_config=RayRunConfig(
-            name=name,
+            name=planning.data_version(job.files),  # other sequences are another training
             storage_path=path,
             storage_filesystem=fs,
             failure_config=FailureConfig(
                 max_failures=settings.max_failures,
                 # Else workers that die while they start are started for ever. A cluster gets time to grow.
-                controller_failure_limit=settings.max_failures if single_machine() else 20,
+                controller_failure_limit=settings.max_failures if is_local() else 20,
             ),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
@@ -210,16 +217,19 @@ def _fit_with_progress(
     """Run the trainer in a thread, and show and `log` what its first worker reports meanwhile."""
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     failure: list[BaseException] = []
+    # An event: a signal that ends a Thread.join by an exception makes CPython 3.11 take the thread for ended.
+    over = threading.Event()
 
     def target() -> None:
         try:
             trainer.fit()
         except BaseException as error:
             failure.append(error)
+        finally:
+            over.set()
 
-    thread = threading.Thread(target=target, name="rayscan-train", daemon=True)
-    thread.start()
-    messages = _messages(post, thread)
+    threading.Thread(target=target, name="rayscan-train", daemon=True).start()
+    messages = _messages(post, over)
     try:
         begun = next(messages, None)  # steps that a checkpoint has, once a worker is up
         told = begun if isinstance(begun, RayscanError) else None
@@ -229,24 +239,24 @@ def _fit_with_progress(
     except (SystemExit, KeyboardInterrupt):
         say("train: stopping; the workers keep a checkpoint")
         ray.get(post.stop.remote())
-        thread.join(_LEAVE_WITHIN_S)
+        over.wait(_LEAVE_WITHIN_S)
         raise
-    thread.join()  # also after an error: to stop Ray under a trainer can crash the process
+    over.wait()  # also after an error: to stop Ray under a trainer can crash the process
     if told is not None:
         raise told
     if failure:
         raise _explained(failure[0], config)
 
 
-def _messages(post: Any, thread: threading.Thread) -> Iterator[Any]:
-    """What workers send, until the thread has ended and nothing is left."""
+def _messages(post: Any, over: threading.Event) -> Iterator[Any]:
+    """What workers send, until training is over and nothing is left."""
     while True:
-        alive = thread.is_alive()
+        last = over.is_set()
         taken = ray.get(post.take.remote())
         yield from taken
-        if not (taken or alive):
+        if last and not taken:
             return
-        thread.join(_LOOK_EVERY_S)
+        over.wait(_LOOK_EVERY_S)
 
 
 def _show(
@@ -304,6 +314,8 @@ def _explained(error: BaseException, config: RunConfig) -> BaseException:
 
 def _worker(settings: dict[str, Any]) -> None:
     job: _Job = settings["job"]
+    if job.is_over():
+        return
     torch.set_num_threads(settings["threads"])
     try:
         _train(job)
@@ -314,6 +326,8 @@ def _worker(settings: dict[str, Any]) -> None:
             raise  # storage that is away for a moment: Ray Train tries again
         note = f"no room left for checkpoints or the model in {job.workspace.uri}: {error}"
         job.tell(RayscanError(note) if full else error)
+        if ray_train.get_context().get_world_size() > 1:
+            raise
 
 
 def _train(job: _Job) -> None:
@@ -323,13 +337,14 @@ def _train(job: _Job) -> None:
     settings = job.config.train
     buckets = by_bucket(job.files)
     load = loader(job.workspace, job.config, buckets)
-    sampler = PairSampler(tuple(buckets), load, job.config.split, settings, rank, world)
+    total = sum(file.rows for file in job.files)
+    sampler = PairSampler(tuple(buckets), load, job.config.split, settings, rank, world, total)
     state, curve = _resume()
     start = _start(job) if settings.start is not None else None
     validation, drift = None, None
     if rank == 0:
         job.tell(list(curve))
-        validation = validation_sample(tuple(buckets), load, job.config.split)
+        validation = ray.get(job.validation[0])
         if validation is None:
             job.tell("no validation: fewer than two validation sources have two sequences")
         if state is not None:
@@ -361,7 +376,9 @@ def _train(job: _Job) -> None:
         stop=stop,
     )
     if rank == 0 and not stop.stopping:
-        _store(job, result, curve, drift)
+        if curve[-1]["step"] < settings.steps:
+            job.tell(f"separation is best at step {result.best_step}: ended at step {curve[-1]['step']:.0f}")
+        _store(job, result, curve, drift, arithmetic(device, settings.precision))
 
 
 @dataclass
@@ -402,7 +419,8 @@ def _drift(
 ) -> dict[str, Any]:
     """How well the model to go on from separates unseen sources: on its own data then, on this data now."""
     encoder, card = start
-    before = None if validation is None else separation(encoder.to(device), validation, device)
+    precision = job.config.train.precision
+    before = None if validation is None else separation(encoder.to(device), validation, device, precision)
     encoder.cpu()
     return {
         "start": job.config.train.start,
@@ -444,7 +462,10 @@ def _resume() -> tuple[TrainState | None, list[Metrics]]:
         return None, []
     with checkpoint.as_directory() as folder:
         state = TrainState.from_bytes((Path(folder) / _STATE).read_bytes())
-        curve: list[Metrics] = json.loads((Path(folder) / _METRICS).read_text())
+        try:
+            curve: list[Metrics] = json.loads((Path(folder) / _METRICS).read_text())
+        except ValueError as error:
+            raise ModelError(f"the checkpoint's curve is damaged ({error}); train with --fresh") from None
     return state, curve
 
 
@@ -459,12 +480,15 @@ def _report(state: TrainState | None, metrics: Metrics, curve: list[Metrics]) ->
         ray_train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
 
 
-def _store(job: _Job, result: FitResult, curve: list[Metrics], drift: dict[str, Any] | None) -> None:
+def _store(
+    job: _Job, result: FitResult, curve: list[Metrics], drift: dict[str, Any] | None, computed_in: str
+) -> None:
     folder = f"models/{job.name}"
     sink = pa.BufferOutputStream()
     pq.write_table(curve_table(curve), sink)
     job.workspace.write_bytes(f"{folder}/metrics.parquet", sink.getvalue().to_pybytes())
-    metrics = {"loss": curve[-1]["loss"], "best_step": float(result.best_step)}
+    last = curve[-1]
+    metrics = {"loss": last["loss"], "steps": last["step"], "best_step": float(result.best_step)}
     if result.separation is not None:
         metrics["separation"] = result.separation
     if drift is not None:
@@ -475,7 +499,12 @@ def _store(job: _Job, result: FitResult, curve: list[Metrics], drift: dict[str, 
         lambda name, data: job.workspace.write_bytes(f"{folder}/{name}", data),
         result.encoder,
         model_card(
-            job.workspace, job.config, job.name, job.files, metrics, job.config.train.model_dump(mode="json")
+            job.workspace,
+            job.config,
+            job.name,
+            job.files,
+            metrics,
+            {**job.config.train.model_dump(mode="json"), "computed_in": computed_in},
         ),
     )
 
@@ -501,8 +530,6 @@ def model_card(
 ) -> artefact.Card:
     """What there is to say of a model that has learnt from these sequence files, with these settings."""
     span = workspace.table("sequences").read_files(files, ("start", "end"))
-    flows = workspace.table("flows").read(columns=("sensor",))
-    sensors = [s for s in pc.unique(flows["sensor"]).to_pylist() if s]
     hidden = ("Addresses are pseudonyms: the model fits flows made with the same key alone.",)
     return artefact.Card(
         name=name,
@@ -510,7 +537,7 @@ def model_card(
         data_from=pc.min(span["start"]).as_py().isoformat(),
         data_to=pc.max(span["end"]).as_py().isoformat(),
         prefixes=tuple(map(str, config.captures.telescope)) or _prefixes(workspace, files),
-        sensors=tuple(sorted(sensors)),
+        sensors=_sensors(workspace, {str(file.key["period"]) for file in files}),
         sequence_length=config.sequences.length,
         min_length=config.sequences.min_length,
         training={
@@ -522,6 +549,16 @@ def model_card(
         metrics=metrics,
         limits=() if workspace.addresses == "raw" else hidden,
     )
+
+
+def _sensors(workspace: Workspace, periods: set[str]) -> tuple[str, ...]:
+    """Names of the telescopes that recorded these periods, read a file at a time."""
+    flows = workspace.table("flows")
+    found: set[str | None] = set()
+    for file in flows.files():
+        if file.key["period"] in periods:
+            found |= set(pc.unique(flows.read_files([file], ("sensor",))["sensor"]).to_pylist())
+    return tuple(sorted(name for name in found if name))
 
 
 def _prefixes(workspace: Workspace, files: Iterable[File]) -> tuple[str, ...]:

@@ -26,12 +26,13 @@ from ray.exceptions import RayError
 from rayscan import planning
 from rayscan.config import RunConfig, TuneConfig, as_yaml
 from rayscan.errors import DataError, RayscanError
+from rayscan.model.embed import device_of
 from rayscan.model.fit import Metrics, TrainState, fit
 from rayscan.model.sampling import PairSampler, validation_sample
 from rayscan.model.search import Trial, draw, keep, rungs
 from rayscan.progress import say, track
 from rayscan.report.sweep import sweep_page
-from rayscan.stages.session import check_room, cluster_cpus, share_of_cores, single_machine
+from rayscan.stages.session import check_room, cluster_cpus, gpus_each, is_local, share_of_cores
 from rayscan.stages.train import by_bucket, loader
 from rayscan.tables import File, Workspace
 
@@ -63,6 +64,7 @@ class _Job:
     rung: int
     until: int
     threads: int
+    gpus: float  # of each trial
     deadline: float
 
 
@@ -75,15 +77,16 @@ def run(workspace: Workspace, config: RunConfig, name: str) -> dict[str, Any]:
 
     Raises DataError if every trial failed, or if there is nothing to validate on.
     """
-    check_room(config.resources.train_cpus, config.resources.train_gpus)
+    gpus = gpus_each(config.train.device, config.resources.train_gpus)
+    check_room(config.resources.train_cpus, gpus)
     start, folder = time.time(), f"tuning/{name}"
     trials = draw(config)
     ends = rungs(config.train.steps, config.tune.first_steps, config.tune.reduction)
-    slots = _slots(config, len(trials))
+    slots = _slots(config, len(trials), gpus)
     threads = share_of_cores(config.train.threads, slots, config.resources.train_cpus)
     deadline = start + 60 * config.tune.minutes if config.tune.minutes else float("inf")
     files = planning.training_files(workspace, config)
-    say(f"tune: {len(trials)} trials to {_list(ends)} steps, {slots} at a time")
+    say(f"tune: {len(trials)} trials to {_list(ends)} steps, at most {slots} at a time")
     results: dict[tuple[int, int], Result] = _recorded(workspace, folder, trials, ends)
     before = sum(_steps(ends, rung) for _, rung in results)
     alive = [trial.number for trial in trials]
@@ -91,7 +94,7 @@ def run(workspace: Workspace, config: RunConfig, name: str) -> dict[str, Any]:
     with track("tune", _planned(len(trials), ends, config.tune.reduction), "steps", before) as advance:
         for rung, end in enumerate(ends):
             missing = [trials[n] for n in alive if (n, rung) not in results]
-            job = _Job(workspace, folder, files, rung, end, threads, deadline)
+            job = _Job(workspace, folder, files, rung, end, threads, gpus, deadline)
             for result in _in_parallel(job, missing, slots, config):
                 results[result.trial, rung] = result
                 workspace.write_json(_file(folder, result.trial, rung), asdict(result))
@@ -131,15 +134,18 @@ def plan(workspace: Workspace, config: RunConfig, name: str) -> dict[str, Any]:
     }
 
 
-def _slots(config: RunConfig, trials: int) -> int:
-    """Trials at a time: what the CPUs or GPUs allow, or fewer where asked."""
-    resources, total = config.resources, ray.cluster_resources()
-    slots = int(cluster_cpus() // resources.train_cpus)
-    if single_machine():  # a local Ray may count more CPUs than there are
-        slots = min(slots, share_of_cores(0, 1, resources.train_cpus))
-    if resources.train_gpus:
-        slots = min(slots, int(total.get("GPU", 0) // resources.train_gpus))
-    return max(1, min(slots, config.tune.concurrent or slots, trials))
+def _slots(config: RunConfig, trials: int, gpus: float) -> int:
+    """Most trials at a time: what a local Ray's CPUs or GPUs allow, or fewer where asked.
+
+    On a cluster none waits for what is there now: Ray queues them, and starts machines for those that wait.
+    """
+    most, resources = min(config.tune.concurrent or trials, trials), config.resources
+    if not is_local():
+        return most
+    slots = min(int(cluster_cpus() // resources.train_cpus), share_of_cores(0, 1, resources.train_cpus))
+    if gpus:
+        slots = min(slots, int(ray.cluster_resources().get("GPU", 0) // gpus))
+    return max(1, min(slots, most))
 
 
 def _in_parallel(job: _Job, trials: Iterable[Trial], slots: int, config: RunConfig) -> Iterator[Result]:
@@ -147,8 +153,7 @@ def _in_parallel(job: _Job, trials: Iterable[Trial], slots: int, config: RunConf
 
     A worker that dies is tried again once, and then is the trial's failure. A RayscanError is raised.
     """
-    resources = config.resources
-    task = ray.remote(num_cpus=resources.train_cpus, num_gpus=resources.train_gpus, max_retries=1)(_advance)
+    task = ray.remote(num_cpus=config.resources.train_cpus, num_gpus=job.gpus, max_retries=1)(_advance)
     waiting, running = iter(trials), dict[Any, Trial]()
     try:
         while True:
@@ -219,11 +224,14 @@ def _list(ends: list[int]) -> str:
 
 
 def _advance(job: _Job, trial: Trial) -> Result | None:
-    """Train a trial from where it was to the end of the rung. None if the time limit comes first."""
+    """Train a trial from where it was to the end of the rung. None if the time limit comes first.
+
+    Every `train.checkpoint_every` steps what it has come to is kept, so that a kill costs no more than these.
+    """
     torch.set_num_threads(job.threads)
     began = time.time()
     config = planning.settled(job.workspace, trial.config, job.files)
-    train = config.train.model_copy(update={"checkpoint_every": config.train.steps})
+    train = config.train
     buckets = by_bucket(job.files)
     load = loader(job.workspace, config, buckets)
     validation = validation_sample(tuple(buckets), load, config.split)
@@ -232,11 +240,8 @@ def _advance(job: _Job, trial: Trial) -> Result | None:
             "a sweep needs sources that training does not see: fewer than two validation sources have two "
             "sequences; raise split.validation_sources or ingest more"
         )
-    state = None
-    if job.rung:
-        data = job.workspace.read_bytes(_file(job.folder, trial.number, job.rung - 1, "safetensors"))
-        state = TrainState.from_bytes(data)
-    states: list[TrainState] = []
+    start, curve = _begun(job, trial)
+    last = start
     rows: list[Metrics] = []
 
     def on_step(metrics: Metrics) -> None:
@@ -245,14 +250,18 @@ def _advance(job: _Job, trial: Trial) -> Result | None:
             raise _OutOfTime
 
     def on_checkpoint(state: TrainState | None, _: Metrics) -> None:
+        nonlocal last
         if state is not None:
-            states.append(state)
+            last = state
+            if state.step < job.until:
+                _keep(job, trial, state, curve + _curve(rows))
 
-    sampler = PairSampler(tuple(buckets), load, config.split, train)
-    device = "cuda" if torch.cuda.is_available() and train.device != "cpu" else "cpu"
+    total = sum(file.rows for files in buckets.values() for file in files)
+    sampler = PairSampler(tuple(buckets), load, config.split, train, total=total)
+    device = device_of(train.device if job.gpus else "cpu")
     try:
         fit(
-            config.model, train, sampler, device=device, start_state=state, until=job.until,
+            config.model, train, sampler, device=device, start_state=start, until=job.until,
             validation=validation, on_step=on_step, on_checkpoint=on_checkpoint,
         )  # fmt: skip
     except _OutOfTime:
@@ -260,18 +269,48 @@ def _advance(job: _Job, trial: Trial) -> Result | None:
     except RayscanError as error:  # these settings cannot be trained with; others may
         seconds = time.time() - began
         return Result(trial.number, job.rung, len(rows), None, 0, None, seconds, [], str(error))
-    last = states[-1]
+    assert last is not None  # `fit` ends with a checkpoint, unless the one it began with was the end
     job.workspace.write_bytes(_file(job.folder, trial.number, job.rung, "safetensors"), last.to_bytes())
+    for kind in _PART:
+        job.workspace.remove(_file(job.folder, trial.number, job.rung, kind))
     return Result(
         trial.number,
         job.rung,
         last.step,
         last.best_separation,
         last.best_step,
-        rows[-1]["loss"],
+        rows[-1]["loss"] if rows else None,
         round(time.time() - began, 2),
-        [[row["step"], row["separation"]] for row in rows if "separation" in row],
+        curve + _curve(rows),
     )
+
+
+def _curve(rows: list[Metrics]) -> list[list[float]]:
+    return [[row["step"], row["separation"]] for row in rows if "separation" in row]
+
+
+_PART = ("part.json", "part.safetensors")
+"""What a rung that has not ended leaves: its curve, with the step that it goes to, and the state."""
+
+
+def _keep(job: _Job, trial: Trial, state: TrainState, curve: list[list[float]]) -> None:
+    facts, weights = (_file(job.folder, trial.number, job.rung, kind) for kind in _PART)
+    job.workspace.write_bytes(weights, state.to_bytes())
+    job.workspace.write_json(facts, {"step": state.step, "curve": curve})  # last: it says that both are there
+
+
+def _begun(job: _Job, trial: Trial) -> tuple[TrainState | None, list[list[float]]]:
+    """Where a trial goes on in this rung, and the curve up to there."""
+    facts, weights = (_file(job.folder, trial.number, job.rung, kind) for kind in _PART)
+    part = job.workspace.read_json(facts)
+    if part is not None:
+        state = TrainState.from_bytes(job.workspace.read_bytes(weights))
+        if state.step == part["step"]:  # else a kill came between the two
+            return state, part["curve"]
+    if not job.rung:
+        return None, []
+    before = _file(job.folder, trial.number, job.rung - 1, "safetensors")
+    return TrainState.from_bytes(job.workspace.read_bytes(before)), []
 
 
 # ---------------------------------------------------------------------------------------------

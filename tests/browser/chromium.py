@@ -35,6 +35,8 @@ FLAGS = (
     "--no-first-run",
     "--remote-debugging-port=0",
 )
+KEYS = {"Tab": (9, ""), "Enter": (13, "\r"), "ArrowLeft": (37, ""), "ArrowUp": (38, "")}
+"""Virtual key codes, and the text that a key enters."""
 START_TIMEOUT_S = 20
 CALL_TIMEOUT_S = 30
 
@@ -102,6 +104,13 @@ class Chromium:
             raise AssertionError(f"{expression}: {_describe(reply['exceptionDetails'])}")
         return reply["result"].get("value")
 
+    def press(self, key: str) -> None:
+        """Press and release a key: "Tab", "Enter", "ArrowLeft", or a sign such as "+"."""
+        code, text = KEYS.get(key, (ord(key[0]), key))
+        event = {"key": key, "windowsVirtualKeyCode": code, "text": text}
+        self._call("Input.dispatchKeyEvent", {"type": "keyDown" if text else "rawKeyDown", **event})
+        self._call("Input.dispatchKeyEvent", {"type": "keyUp", **event})
+
     def busy_s(self) -> float:
         """CPU time of the page's main thread since it was opened, whatever else the machine does."""
         metrics = self._call("Performance.getMetrics")["metrics"]
@@ -136,6 +145,7 @@ class Chromium:
         for domain in ("Page", "Runtime", "Network", "Log"):
             await self._exchange(f"{domain}.enable", {})
         await self._exchange("Performance.enable", {"timeDomain": "threadTicks"})
+        await self._exchange("Emulation.setFocusEmulationEnabled", {"enabled": True})  # no window has it
 
     def _call(self, method: str, params: dict[str, Any] | None = None) -> dict[str, Any]:
         return self._loop.run_until_complete(self._exchange(method, params or {}))

@@ -15,8 +15,8 @@ from rayscan.stages.cluster import _ray_map
 def test_a_gpu_that_is_not_there_is_an_error_and_no_endless_wait(ray_session: None, setting: str) -> None:
     if setting == "cluster.device=cuda" and ray.cluster_resources().get("GPU"):
         pytest.skip("there is one")
-    with pytest.raises(ConfigError, match=r"asks for \d+ GPUs and Ray has \d"):
-        _ray_map(load(sets=[setting], env={}))
+    with pytest.raises(ConfigError, match=r"with \d+ GPU each .* this Ray has \d GPU"):
+        list(_ray_map(load(sets=[setting], env={}))(lambda item, shared: item, [1], None))
 
 
 @pytest.mark.ray

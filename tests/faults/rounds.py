@@ -45,8 +45,8 @@ LASTS_S = {"ingest": 12.0, "train": 25.0, "embed": 8.0}
 """Within how many seconds of a stage it is struck; 2 for the others."""
 SETTINGS = (
     "ingest.n_buckets=2", "train.steps=12", "train.batch_sources=32", "train.validate_every=6",
-    "train.checkpoint_every=3", "model.layers=1", "model.d_model=32", "model.d_ff=32", "model.heads=2",
-    "evaluate.bootstrap=20", "resources.local_cpus=4", "resources.object_store_mb=100",
+    "train.threads=1", "train.checkpoint_every=3", "model.layers=1", "model.d_model=32", "model.d_ff=32",
+    "model.heads=2", "evaluate.bootstrap=20", "resources.local_cpus=4", "resources.object_store_mb=100",
 )  # fmt: skip
 KEYS = {
     "flows": ["capture", "ts", "src", "dst", "dst_port", "src_port", "ttl", "size"],

@@ -122,15 +122,16 @@ const Charts = (() => {
     const names = low.map((n) => short.format(n));
     const total = sum(sequences) || 1;
     const share = sequences.map((n) => n / total);
-    const classes = { type: "category", showgrid: false, tickangle: 0, tick0: 0, dtick: Math.ceil(low.length / 8) };
+    const [ticks, gap] = innerWidth < 640 ? [4, 0.28] : [8, 0.14];
+    const classes = { type: "category", showgrid: false, tickangle: 0, tick0: 0, dtick: Math.ceil(low.length / ticks) };
     const bar = (y, hovertext, more) => ({ type: "bar", x: names, y, marker: { color: t.dim }, hovertext, hoverinfo: "text", showlegend: false, ...more });
     const hover = low.map((n, i) => `${n === 1 ? "1 sequence" : `${number(n)} to ${number(2 * n - 1)} sequences`}<br>${plural(clusters[i], "campaign")}<br>${percent(share[i])} of the sequences`);
     return {
       data: [bar(clusters, hover), bar(share, hover, { xaxis: "x2", yaxis: "y2" })],
       layout: layout(t, {
         grid: { rows: 1, columns: 2, pattern: "independent", xgap: 0.22 },
-        xaxis: axis(t, "sequences", { ...classes, domain: [0, 0.43] }),
-        xaxis2: axis(t, "sequences", { ...classes, domain: [0.57, 1] }),
+        xaxis: axis(t, "sequences", { ...classes, domain: [0, (1 - gap) / 2] }),
+        xaxis2: axis(t, "sequences", { ...classes, domain: [(1 + gap) / 2, 1] }),
         yaxis: axis(t, "campaigns", { type: "log", dtick: 1 }),
         yaxis2: axis(t, "share of sequences", { tickformat: ".0%", rangemode: "tozero", anchor: "x2" }),
       }),
@@ -182,7 +183,7 @@ const Charts = (() => {
     });
   }
 
-  const EVENTS = [["continued", "rest"], ["born", 2], ["split", 3], ["merged", 5], ["gone", 1]];
+  const EVENTS = [["continued", "rest"], ["grown", 0], ["shrunk", 4], ["born", 2], ["split", 3], ["merged", 5], ["gone", 1]];
 
   function events(t) {
     const periods = data.events.map((row) => row.period);
@@ -191,7 +192,7 @@ const Charts = (() => {
         const ended = event === "merged" || event === "gone";
         return {
           type: "bar", x: periods, y: data.events.map((row) => (ended ? -row[event] : row[event])), name: event,
-          marker: { color: colour === "rest" ? t.rest : t.colours[colour] }, hoverinfo: "text",
+          width: Math.min(0.65, 0.08 * periods.length), marker: { color: colour === "rest" ? t.rest : t.colours[colour] }, hoverinfo: "text",
           hovertext: data.events.map((row) => `${plain(row.period)}<br>${event}: ${plural(row[event], "campaign")}`),
         };
       }),

@@ -36,7 +36,7 @@ const Campaigns = (() => {
     return cell;
   };
   const of = (name) => (row) => t[name][row];
-  const changeRatio = (row) => (t.before[row] && t.event[row] === "continued" ? t.sources[row] / t.before[row] : Infinity);
+  const changeRatio = (row) => (t.before[row] && !["born", "split"].includes(t.event[row]) ? t.sources[row] / t.before[row] : Infinity);
 
   function change(row) {
     const from = t.relative[row] ? { title: `from ${t.relative[row]}` } : {};
@@ -67,6 +67,7 @@ const Campaigns = (() => {
   const fields = new Map(columns.map((column) => [column.name, column]));
   if (flags.scanners) fields.set("scanner", { value: (row) => t.scanners[row].map((p) => p[0]).join(" ") });
   fields.set("change", { value: (row) => `${t.event[row]} ${t.change[row]}` });
+  fields.set("campaign", { value: (row) => data.ids[t.campaign[row]] });
 
   // ---- the filter: words, and conditions such as sources>100 or port:23 ----
 
@@ -83,15 +84,24 @@ const Campaigns = (() => {
 
   const COMPARE = { "<": (a, b) => a < b, ">": (a, b) => a > b, "<=": (a, b) => a <= b, ">=": (a, b) => a >= b, "=": (a, b) => a === b };
 
-  // A function of the row, or null where a condition cannot be understood.
+  const MAY_BE_ABSENT = ["label", "known", "scanner", "zmap", "masscan", "mirai"]; // where no capture or list tells
+
+  // Seconds since 1970 of a day, or of a time of day, which is in UTC; NaN of anything else.
+  function seconds(text) {
+    const [, date, time] = text.toUpperCase().match(/^(\d{4}-\d\d-\d\d)(T\d\d:\d\d(?::\d\d)?)?Z?$/) || [];
+    return date ? Date.parse(time ? `${date}${time}Z` : date) / 1000 : NaN; // a date alone is in UTC by definition
+  }
+
+  // A function of the row, or in words what is wrong with a condition.
   function condition(word) {
-    const parts = word.match(/^([a-z]+)(<=|>=|[<>=:])(.+)$/);
-    const field = parts && fields.get(parts[1]);
+    const [, name, sign, wanted] = word.match(/^([a-z]+)(<=|>=|[<>=:])(.+)$/) || [];
+    const field = fields.get(name);
+    if (!field && MAY_BE_ABSENT.includes(name)) return `This report has no column ${name}.`;
+    if (!field && name && sign !== ":") return `No column is called ${name}; there are ${[...fields.keys()].join(", ")}.`;
     if (!field) return (row) => haystack(row).includes(word);
-    const [, , sign, wanted] = parts;
     if (sign === ":") return (row) => String(field.value(row) ?? "").toLowerCase().includes(wanted);
-    const value = field.date ? Date.parse(`${wanted}Z`) / 1000 : wanted.endsWith("%") ? Number(wanted.slice(0, -1)) / 100 : Number(wanted);
-    if (Number.isNaN(value)) return null;
+    const value = field.date ? seconds(wanted) : wanted.endsWith("%") ? Number(wanted.slice(0, -1)) / 100 : Number(wanted);
+    if (Number.isNaN(value)) return `Not understood: ${word}`;
     return (row) => {
       const it = field.value(row);
       return typeof it === "number" && COMPARE[sign](it, value);
@@ -118,10 +128,9 @@ const Campaigns = (() => {
 
   function matching() {
     const words = byId("filter").value.trim().toLowerCase().split(/\s+/).filter(Boolean);
-    const tests = words.map((word) => [word, condition(word)]);
-    const wrong = tests.filter(([, test]) => test === null).map(([word]) => word);
-    byId("wrong").textContent = wrong.length ? `Not understood: ${wrong.join(" ")}` : "";
-    const known = tests.filter(([, test]) => test).map(([, test]) => test);
+    const tests = words.map(condition);
+    byId("wrong").textContent = tests.filter((test) => typeof test === "string").join(" ");
+    const known = tests.filter((test) => typeof test !== "string");
     return order.filter((row) => (!period() || t.period[row] === period()) && known.every((test) => test(row)));
   }
 
@@ -133,6 +142,13 @@ const Campaigns = (() => {
     byId("shown").textContent = `${number(visible.length)} of ${plural(found.length, "campaign")} shown${found.length < inPeriod ? `, ${number(inPeriod - found.length)} filtered out` : ""}`;
     byId("more").hidden = found.length <= limit;
     byId("more").textContent = `Show ${number(Math.min(found.length - limit, 4 * PAGE))} more`;
+  }
+
+  function showMore() {
+    const shown = limit;
+    limit += 4 * PAGE;
+    apply();
+    if (byId("more").hidden) buttonOf(matching()[shown]).focus(); // what is hidden cannot keep the focus
   }
 
   function rowOf(row) {
@@ -378,7 +394,7 @@ const Campaigns = (() => {
     byId("filter").addEventListener("input", () => { limit = PAGE; apply(); });
     byId("period")?.addEventListener("change", restart);
     byId("controls").addEventListener("submit", (event) => event.preventDefault());
-    byId("more").addEventListener("click", () => { limit += 4 * PAGE; apply(); });
+    byId("more").addEventListener("click", showMore);
     apply();
   }
 
