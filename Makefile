@@ -30,9 +30,10 @@ demo: $(READY)
 	$(VENV)/bin/rayscan run --workspace $(DEMO)/workspace --preset quick \
 	  --set captures.paths=$(DEMO)/telescope/captures || test $$? -eq 4
 
-# Two processes: much of a test's time goes by while a Ray starts.
+# Two processes: much of a test's time goes by while a Ray starts. A module stays in one of them, since what
+# it prepares for its tests takes longer than they do; conftest.py says in which order modules come.
 test: $(READY)
-	$(VENV)/bin/python -m pytest -n 2 --dist worksteal
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

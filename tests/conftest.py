@@ -1,4 +1,4 @@
-"""What tests share: one local Ray for all of them, and the place of the real captures."""
+"""What tests share: one local Ray for all of them, the place of the real captures, and their order."""
 
 from __future__ import annotations
 
@@ -17,6 +17,14 @@ settings.load_profile("ours")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 for name in [n for n in os.environ if n.startswith("RAYSCAN_") and n != "RAYSCAN_DATA"]:
     del os.environ[name]  # a developer's own settings must not reach the tests
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Modules of slow tests come first, so that no process is left alone with one at the end."""
+    marks: dict[Path, set[str]] = {}
+    for item in items:
+        marks.setdefault(item.path, set()).update(mark.name for mark in item.iter_markers())
+    items.sort(key=lambda item: ("slow" not in marks[item.path], "ray" not in marks[item.path]))
 
 
 @pytest.fixture(scope="session")
