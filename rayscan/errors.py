@@ -19,9 +19,13 @@ without a traceback, and exits 1 (ConfigError 2, LeaseHeld 4); everything else i
 from __future__ import annotations
 
 import os
+import re
 
 STOPPED = 143
 """Exit code after SIGTERM, as shells count: 128 and the signal's number."""
+
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class RayscanError(Exception):
@@ -83,4 +87,9 @@ class ModelError(RayscanError):
 
 def why(error: OSError) -> str:
     """The system's own words for its error where it has any: Arrow's message repeats the path."""
-    return os.strerror(error.errno) if error.errno else str(error)
+    return os.strerror(error.errno) if error.errno else in_short(error)
+
+
+def in_short(error: BaseException) -> str:
+    """What a library says, on one line of a bounded length, without the colours of a terminal."""
+    return " ".join(_COLOUR.sub("", str(error)).split())[:500]

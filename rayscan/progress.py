@@ -1,7 +1,7 @@
 """What people see while work goes on: a live bar on a terminal, plain lines in job logs.
 
-Everything here goes to stderr, so that stdout stays data. In logs a line comes at most every few seconds
-and at the end, each complete in itself, because nobody scrolls back in a job log.
+Everything here goes to stderr, so that stdout stays data. In logs a line comes after the first second, at
+most every few from then on, and at the end, each complete in itself: nobody scrolls back in a job log.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rich.progress import (
 
 from rayscan.terminal import console, lines
 
-LOG_EVERY_S = 5.0
+_FIRST_AFTER_S, _LOG_EVERY_S = 1.0, 5.0
 Advance = Callable[[int, str], None]
 """Call with how many units were finished, and a note on the current state ("" for none)."""
 
@@ -60,15 +60,15 @@ def _bar(label: str, total: int, before: int) -> Iterator[Advance]:
 
 
 def _lines(label: str, total: int, unit: str, before: int) -> Iterator[Advance]:
-    start = last = time.monotonic()
-    done = before
+    start = time.monotonic()
+    due, done = start + _FIRST_AFTER_S, before
 
     def advance(n: int, note: str) -> None:
-        nonlocal done, last
+        nonlocal done, due
         done += n
         now = time.monotonic()
-        if now - last >= LOG_EVERY_S or done == total:
-            last = now
+        if now >= due or done == total:
+            due = now + _LOG_EVERY_S
             left = (total - done) * (now - start) / (done - before) if done > before else 0.0
             tail = (
                 f", about {duration(left)} left" if before < done < total else f" in {duration(now - start)}"

@@ -18,7 +18,7 @@ import pyarrow.fs as pafs
 from deltalake.exceptions import DeltaError
 
 from rayscan.config import without_credentials
-from rayscan.errors import ConfigError, WorkspaceError, why
+from rayscan.errors import ConfigError, WorkspaceError, in_short, why
 
 CONNECT_S = 10
 SILENCE_S = 60  # a request in which nothing moves for so long is given up, and tried again
@@ -128,8 +128,4 @@ def storage_errors(doing: str) -> Iterator[None]:
     except OSError as error:
         raise WorkspaceError(f"cannot {doing}: {why(error)}") from error
     except DeltaError as error:
-        raise WorkspaceError(f"cannot {doing}: {_short(error)}") from error
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:500]
+        raise WorkspaceError(f"cannot {doing}: {in_short(error)}") from error

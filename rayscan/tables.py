@@ -653,17 +653,21 @@ class Table:
                 return self._try_commit(base, state.files, files, done, {**info.as_dict(), _TOKEN: token})
             except (DeltaError, OSError) as error:  # somebody committed first, or storage failed
                 trouble = error
-            if not isinstance(trouble, CommitFailedError):
+            conflict = isinstance(trouble, CommitFailedError)
+            if not conflict and is_remote(self.workspace.uri):
                 time.sleep(min(0.1 * 2**attempt, _LONGEST_PAUSE_S))
             newest = self._create()
             found = self._find(newest, token, base.version())
             if found is not None:
                 return found
+            if not conflict and not is_remote(self.workspace.uri):
+                break  # a disk that is full or broken does not mend in seconds
             base, state = newest, self._state(newest, removes, done)
         assert trouble is not None
         if isinstance(trouble, CommitFailedError):
             raise CommitConflict(f"{self.name}: gave up after {_ATTEMPTS} conflicts with other writers")
-        with storage_errors(f"commit to {self.url('')}, tried {_ATTEMPTS} times"):
+        tried = f", tried {attempt + 1} times" if attempt else ""
+        with storage_errors(f"commit to {self.url('')}{tried}"):
             raise trouble
 
     def _state(self, delta: DeltaTable, removes: Callable[[File], bool], done: Mapping[str, int]) -> _State:

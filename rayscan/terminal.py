@@ -7,6 +7,7 @@ the cursor.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
@@ -31,12 +32,18 @@ def lines(text: str) -> str:
     return "\n".join(one_line(line) for line in text.split("\n"))
 
 
-def table_of(rows: list[dict[str, Any]]) -> Table:
+def plain(value: Any) -> str:
+    """A cell: a count with its thousands, anything else as it says itself."""
+    return f"{value:,}" if isinstance(value, int) else one_line(str(value))
+
+
+def table_of(rows: list[dict[str, Any]], cell: Callable[[Any], str] = plain) -> Table:
     """Rows below each other under the names of the first one; numbers to the right."""
     table = Table(box=None, pad_edge=False)
     for name, value in rows[0].items() if rows else ():
-        table.add_column(name.replace("_", " "), justify="right" if isinstance(value, int) else "left")
+        table.add_column(
+            name.replace("_", " "), justify="right" if isinstance(value, int) else "left", overflow="fold"
+        )
     for row in rows:
-        cells = (f"{value:,}" if isinstance(value, int) else str(value) for value in row.values())
-        table.add_row(*(one_line(cell) for cell in cells))
+        table.add_row(*map(cell, row.values()))
     return table

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import servers
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from rayscan.config import ResourcesConfig
 
-settings.register_profile("ours", deadline=None)  # how long an example takes says how busy the machine is
+settings.register_profile(  # how long an example takes says how busy the machine is
+    "ours",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("ours")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 for name in [n for n in os.environ if n.startswith("RAYSCAN_") and n != "RAYSCAN_DATA"]:
@@ -30,8 +37,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """A local Ray, started once."""
+    from ray._private import worker
+
     from rayscan.stages.session import session
 
+    # A thread of Ray prints what its machines tell, at any time: not into what a test at work prints.
+    worker.print_to_stdstream = lambda data, ignore_prefix: print(
+        *data["lines"], sep="\n", file=sys.__stderr__
+    )
     with session(ResourcesConfig(local_cpus=4, object_store_mb=300)):
         yield
 

@@ -47,7 +47,7 @@ def growing_cluster(folder: Path, machines: int) -> Iterator[GrowingCluster]:
     }  # fmt: skip
     fake = {
         "RAY_FAKE_CLUSTER": "1", "RAY_OVERRIDE_NODE_ID_FOR_TESTING": _HEAD,
-        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_health_check_period_ms": "500",
     }  # fmt: skip
     command = [
         str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", f"--port={port}",
@@ -91,7 +91,7 @@ def _settings(port: int, machines: int) -> dict[str, object]:
 
 
 def _wait_for(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while time.monotonic() < deadline and process.poll() is None:
         try:
             return socket.create_connection(("127.0.0.1", port), 1).close()

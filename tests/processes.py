@@ -7,16 +7,26 @@ import signal
 from pathlib import Path
 
 
+def started(pid: int) -> str:
+    """When it was started, which tells it from a later one of its number; "" once it is gone."""
+    stat = _stat(pid)
+    return stat[19] if stat else ""
+
+
+def _stat(pid: int) -> list[str]:
+    """What follows its name in /proc/PID/stat; nothing once it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
 def below(pid: int) -> list[int]:
     """All processes below this one."""
     parents: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except OSError:
-                continue
-            parents.setdefault(parent, []).append(int(entry.name))
+        if entry.name.isdigit() and (stat := _stat(int(entry.name))):
+            parents.setdefault(int(stat[1]), []).append(int(entry.name))
     found = list(parents.get(pid, []))
     for one in found:
         found += parents.get(one, [])

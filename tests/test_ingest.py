@@ -494,6 +494,7 @@ def test_object_storage(s3_prefix: str, tmp_path: Path) -> None:
     def replace() -> None:
         put(Key="captures/2024-02/a.csv", Body=b"ts,src,dst_port,%05d\n" % next(turn) + ROWS)
 
+    replace()
     with repeatedly(replace):
         assert site.ingest() == Counts(captures=1, incomplete=1)
     time.sleep(1.1)  # S3 counts times in seconds, and the last object may have been read as a whole

@@ -8,7 +8,6 @@ import re
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from typing import Any
 
 import pytest
 from ray.job_submission import JobSubmissionClient
+from servers import free_port
 
 from rayscan.simulate import simulate_to
 from rayscan.tables import Workspace
@@ -32,24 +32,17 @@ SETTINGS = [
 ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}
 
 
-def free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
-
-
-def until(look: Callable[[], Any], seconds: float = 120) -> Any:
+def until(look: Callable[[], Any], seconds: float = 600) -> Any:
     """What `look` finds, as soon as it finds something."""
-    deadline = time.monotonic() + seconds
+    deadline, trouble = time.monotonic() + seconds, None
     while time.monotonic() < deadline:
-        if found := look():
-            return found
+        try:
+            if found := look():
+                return found
+        except OSError as error:  # of urllib and requests: the head is busy
+            trouble = error
         time.sleep(0.3)
-    raise AssertionError("it did not come in time")
+    raise AssertionError(f"it did not come in time: {trouble}")
 
 
 class Head:
@@ -57,7 +50,7 @@ class Head:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder  # a short path: sockets lie below it
-        port, agent, self.dashboard, self.metrics = free_ports(4)
+        port, agent, self.dashboard, self.metrics = (free_port() for _ in range(4))
         token = secrets.token_hex(32)
         (folder / "token").write_text(token)
         self.headers = {"Authorization": f"Bearer {token}"}
@@ -118,7 +111,7 @@ class Head:
 
     def follow(self, job: str) -> tuple[int | None, str]:
         """Wait for the job's end; its exit code and its log."""
-        until(lambda: self.client.get_job_status(job) in ENDED, 240)
+        until(lambda: self.client.get_job_status(job) in ENDED)
         return self.client.get_job_info(job).driver_exit_code, self.client.get_job_logs(job)
 
     def get(self, port: int, path: str) -> str:
@@ -179,7 +172,7 @@ def outcome(site: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_month_by_jobs(head: Head, site: Path) -> None:
     """All five scripts in turn; each exit code, log and record is that of the command."""
     code, log = head.follow(head.submit("cluster", *words(site)))
@@ -201,14 +194,14 @@ def test_a_month_by_jobs(head: Head, site: Path) -> None:
 
     long = "train.steps=600"
     job = head.submit("train", *words(site, long))
-    until(lambda: re.search(r"train: [1-9]\d* of 600", head.client.get_job_logs(job)), 300)
+    until(lambda: re.search(r"train: [1-9]\d* of 600", head.client.get_job_logs(job)))
     (driver,) = (pid for pid in descendants(head.process.pid) if is_driver(pid, "jobs/train.py"))
     kill(driver)
     assert head.follow(job)[0] != 0
     assert outcome(site)["status"] == "running"  # it could not say otherwise
     seldom = words(site, long, "train.checkpoint_every=600")  # any further one is of a stop
     job = head.submit("train", *seldom)
-    until(lambda: "going on from step" in head.client.get_job_logs(job), 300)
+    until(lambda: "going on from step" in head.client.get_job_logs(job))
     assert head.client.stop_job(job)
     _, log = head.follow(job)
     assert head.client.get_job_status(job) == "STOPPED"
@@ -220,7 +213,7 @@ def test_a_month_by_jobs(head: Head, site: Path) -> None:
     assert 2 <= killed_at < step_begun_at(log) < 600, "the stopped job has left a checkpoint"
 
     job = head.submit("reprocess", *words(site, long, "resources.embed_gpus=0.5", "resources.cluster_cpus=2"))
-    until(lambda: exports(head, "lag_seconds"), 240)  # it ends with the job
+    until(lambda: exports(head, "lag_seconds"))  # it ends with the job
     assert head.follow(job)[0] == 0, head.client.get_job_logs(job)
     assert (site / "ws/runs/main/changes.json").exists()
     assert required(head, "_Embedder", "actors") == {"CPU": 1.0, "GPU": 0.5}
@@ -241,9 +234,6 @@ def test_a_month_by_jobs(head: Head, site: Path) -> None:
     assert "the best of 2 trials" in log
     (sweep,) = (site / "ws/tuning").iterdir()
     assert json.loads((sweep / "run.json").read_text())["status"] == "done"
-
-    code, log = head.follow(head.submit("ingest", *words(site, "train.stepz=4")))
-    assert (code, "did you mean train.steps?" in log) == (2, True)
 
 
 def step_begun_at(log: str) -> int:

@@ -60,7 +60,7 @@ def test_of_many_takers_one_wins(workspace: Workspace) -> None:
         try:
             with lease(workspace, NAME):
                 won.append(1)
-                leave.wait(20)
+                leave.wait(200)
         except LeaseHeld:
             won.append(0)
             if won.count(0) == 3:
@@ -90,7 +90,7 @@ def test_a_killed_process_of_this_machine_holds_nothing(workspace: Workspace) ->
 
 
 @pytest.mark.parametrize(
-    ("ago", "free"), [(-300, False), (0, False), (leases.SKEW_S - 5, False), (leases.SKEW_S + 5, True)]
+    ("ago", "free"), [(-300, False), (0, False), (leases.SKEW_S - 30, False), (leases.SKEW_S + 5, True)]
 )
 def test_a_lease_of_another_machine_runs_out(workspace: Workspace, ago: float, free: bool) -> None:
     """Only when it ended longer ago than clocks differ."""
@@ -114,7 +114,7 @@ def test_a_clock_far_ahead_is_named_and_the_lease_can_be_ended(workspace: Worksp
 
 
 def test_a_lease_is_renewed_while_it_is_held(workspace: Workspace) -> None:
-    with lease(workspace, NAME, seconds=2.0) as held:
+    with lease(workspace, NAME, seconds=8.0) as held:
         first = holders(workspace)[0]["expires"]
         time.sleep(3)
         held.check()
@@ -123,8 +123,13 @@ def test_a_lease_is_renewed_while_it_is_held(workspace: Workspace) -> None:
 
 def is_taken_over(held: Lease) -> None:
     """Another one takes the lease, and the holder's next renewal comes upon it."""
-    put(held.workspace)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            put(held.workspace)
+            break
+        except CommitConflict:  # a renewal came between
+            assert time.monotonic() < deadline
     while not held.lost and time.monotonic() < deadline:
         time.sleep(0.1)
 

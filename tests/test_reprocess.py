@@ -23,6 +23,8 @@ from rayscan.planning import CaptureFile, Window
 from rayscan.simulate import simulate_to
 from rayscan.tables import Workspace
 
+pytestmark = pytest.mark.ray
+
 SETTINGS = [
     "ingest.n_buckets=2", "train.steps=12", "train.batch_sources=32", "train.validate_every=6",
     "model.layers=1", "model.d_model=32", "model.d_ff=32", "model.heads=2", "evaluate.bootstrap=0",

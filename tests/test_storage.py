@@ -207,7 +207,7 @@ def test_faults_in_one_of_seven_requests_change_nothing(
 
 
 def test_storage_that_is_away_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in servers.settings(f"http://127.0.0.1:{servers.free_port()}").items():
+    for name, value in servers.settings("http://127.0.0.1:1").items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("rayscan.storage.TRIES", 1)
     monkeypatch.setattr("rayscan.storage.PATIENCE_S", 1)

@@ -338,7 +338,7 @@ def test_of_writers_of_one_key_one_wins(storage: str) -> None:
     writers = [context.Process(target=_race, args=(storage, n, barrier, results)) for n in range(1, 5)]
     for writer in writers:
         writer.start()
-    outcome = dict(results.get(timeout=60) for _ in writers)
+    outcome = dict(results.get(timeout=240) for _ in writers)
     for writer in writers:
         writer.join()
     assert sorted(outcome.values()) == ["conflict", "conflict", "conflict", "won"]
@@ -407,7 +407,7 @@ def test_of_first_runs_with_different_layouts_one_wins(storage: str, monkeypatch
 
     def look(workspace: Workspace) -> Any:
         found = facts(workspace)
-        looked.wait(30)
+        looked.wait(120)
         return found
 
     monkeypatch.setattr(Workspace, "facts", look)

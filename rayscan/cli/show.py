@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from rayscan.cli.options import config_options, json_option, workspace_option
 from rayscan.cli.workspace import settings_of
 from rayscan.config import RunConfig
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 
 @click.group("show")
@@ -53,7 +50,7 @@ def show_campaigns(period: str | None, limit: int, workspace: str, config: RunCo
     if as_json:
         click.echo(json.dumps(found, indent=1, ensure_ascii=False))
         return
-    terminal.console().print(_table([_told(row) for row in found["campaigns"]]))
+    terminal.console().print(terminal.table_of([_told(row) for row in found["campaigns"]], _text))
     alone = f"; {found['alone']:,} sequences stayed alone" if found["alone"] else ""
     say(f"{len(found['campaigns']):,} of {found['of']:,} campaigns of {found['period']}{alone}")
 
@@ -122,7 +119,7 @@ def _show(facts: dict[str, Any], as_json: bool) -> None:
         value = facts[name]
         if isinstance(value, list) and value and isinstance(value[0], dict):
             console.print(title)
-            console.print(_table(value))
+            console.print(terminal.table_of(value, _text))
         elif isinstance(value, list) and value and isinstance(value[0], str):
             console.print(title)
             for text in value:
@@ -134,17 +131,6 @@ def _show(facts: dict[str, Any], as_json: bool) -> None:
 def _title(name: str, value: Any, of: dict[str, int]) -> str:
     cut = name in of and len(value) < of[name]
     return f"{name}, {len(value)} of {of[name]:,}" if cut else name
-
-
-def _table(rows: list[dict[str, Any]]) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 2))
-    for name, value in rows[0].items() if rows else ():
-        table.add_column(name, justify="right" if isinstance(value, int) else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(_text(cell) for cell in row.values()))
-    return table
 
 
 def _text(value: Any) -> str:

@@ -181,6 +181,8 @@ class _Job:
 def _trainer(workspace: Workspace, config: RunConfig, name: str, job: _Job, gpus: float) -> TorchTrainer:
     settings, resources = config.train, config.resources
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _POLL_S)
+    if is_local():  # no cloud gives notice of taking it away, and what waits for that is a process more
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     fs, path = workspace.location(f"training/{name}")
     if isinstance(fs, pafs.LocalFileSystem):
         Path(path).mkdir(parents=True, exist_ok=True)

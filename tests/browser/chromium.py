@@ -37,8 +37,8 @@ FLAGS = (
 )
 KEYS = {"Tab": (9, ""), "Enter": (13, "\r"), "ArrowLeft": (37, ""), "ArrowUp": (38, "")}
 """Virtual key codes, and the text that a key enters."""
-START_TIMEOUT_S = 20
-CALL_TIMEOUT_S = 30
+START_TIMEOUT_S = 120
+CALL_TIMEOUT_S = 120
 
 
 def find_chromium() -> str | None:

@@ -34,7 +34,7 @@ import polars as pl
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import servers
-from processes import below, command_of, kill
+from processes import below, command_of, kill, started
 
 from rayscan.simulate import simulate_to
 from rayscan.tables import Workspace
@@ -157,10 +157,10 @@ def play(site: Site, number: int, chance: random.Random, victim: str, stage: str
     done = Round(number, victim, stage, round(chance.uniform(0, LASTS_S.get(stage, 2.0)), 2))
     name = f"round-{number}"
     process = site.run(name)
-    tree: set[int] = set()
+    tree: dict[int, str] = {}
     if _reaches(process, stage):
         time.sleep(done.after_s)
-        tree = set(below(process.pid))
+        tree = {pid: started(pid) for pid in below(process.pid)}
         done.struck = _strike(site, process, sorted(tree), victim, chance)
     _end(process, done)
     done.left_over = _left_over(tree)
@@ -221,9 +221,11 @@ def _end(process: subprocess.Popen[str], done: Round) -> None:
         done.said.append(" ".join(said.split())[-300:])
 
 
-def _left_over(tree: set[int]) -> int:
+def _left_over(tree: dict[int, str]) -> int:
     deadline = time.monotonic() + 10
-    while (alive := [pid for pid in tree if "ray" in command_of(pid)]) and time.monotonic() < deadline:
+    while alive := [pid for pid, when in tree.items() if "ray" in command_of(pid) and started(pid) == when]:
+        if time.monotonic() > deadline:
+            break
         time.sleep(0.5)
     kill(*alive)
     return len(alive)
