@@ -31,7 +31,7 @@ from rayscan.model.fit import Metrics, TrainState, fit
 from rayscan.model.sampling import PairSampler
 from rayscan.pipeline import Run
 from rayscan.simulate import simulate_to
-from rayscan.stages import train
+from rayscan.stages import feeding, train
 from rayscan.stages.session import session
 from rayscan.tables import Workspace
 
@@ -42,8 +42,8 @@ def plain(rank: int, workspace: Workspace, config: RunConfig, folder: str) -> No
     """One of two processes that somebody started by hand."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    buckets = train.by_bucket(planning.training_files(workspace, config))
-    load = train.loader(workspace, config, buckets)
+    buckets = feeding.by_bucket(planning.training_files(workspace, config))
+    load = feeding.loader(workspace, config, buckets)
     sampler = PairSampler(tuple(buckets), load, config.split, config.train, rank, 2)
 
     def keep(state: TrainState | None, _: Metrics) -> None:

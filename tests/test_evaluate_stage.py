@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
+from tiny import TINY
 
 from rayscan.cli import main
 from rayscan.evaluation.blockwise import compare
@@ -19,12 +20,11 @@ from rayscan.simulate import simulate_to
 from rayscan.stages.evaluate import in_tasks
 
 pytestmark = pytest.mark.ray
-SETS = [
-    "ingest.n_buckets=2", "train.steps=12", "train.batch_sources=32", "train.validate_every=6",
-    "model.layers=1", "model.d_model=32", "model.d_ff=32", "model.heads=2", "evaluate.bootstrap=10",
-    "split.validation_sources=0.2", "paper.clustered=100", "paper.anchors=300", "paper.tsne=40",
-    "evaluate.sweep_sequences=100", "train.periods=2024-01", "evaluate.min_label_sources=2",
-]  # fmt: skip
+SETS = (
+    *TINY, "evaluate.bootstrap=10", "split.validation_sources=0.2", "paper.clustered=100",
+    "paper.anchors=300", "paper.tsne=40", "evaluate.sweep_sequences=100", "train.periods=2024-01",
+    "evaluate.min_label_sources=2",
+)  # fmt: skip
 
 
 def test_tasks_find_what_threads_find(ray_session: None) -> None:

@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 from growing_cluster import GrowingCluster, growing_cluster
 from processes import kill_tree
+from tiny import TINY
 
 from rayscan.simulate import simulate_to
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 SETTINGS = (
-    "ingest.n_buckets=4", "train.steps=6", "train.batch_sources=32", "train.workers=2", "model.layers=1",
-    "model.d_model=32", "model.d_ff=32", "model.heads=2", "embed.workers=2", "evaluate.bootstrap=0",
+    *TINY, "ingest.n_buckets=4", "train.steps=6", "train.workers=2", "embed.workers=2",
+    "evaluate.bootstrap=0",
 )  # fmt: skip
 
 

@@ -20,15 +20,13 @@ from typing import Any
 import pytest
 from ray.job_submission import JobSubmissionClient
 from servers import free_port
+from tiny import TINY
 
 from rayscan.simulate import simulate_to
 from rayscan.tables import Workspace
 
 ROOT = Path(__file__).parent.parent
-SETTINGS = [
-    "ingest.n_buckets=2", "train.steps=12", "train.batch_sources=32", "train.threads=1", "model.layers=1",
-    "model.d_model=32", "model.d_ff=32", "model.heads=2", "evaluate.bootstrap=0", "train.checkpoint_every=2",
-]  # fmt: skip
+SETTINGS = (*TINY, "train.validate_every=100", "train.checkpoint_every=2", "evaluate.bootstrap=0")
 ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}
 
 

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import servers
 from click.testing import CliRunner, Result
+from tiny import TINY
 
 from rayscan.cli import main
 from rayscan.config import IngestConfig, load
@@ -28,11 +29,7 @@ from rayscan.planning import Unit, model_id, sweep_id
 from rayscan.simulate import simulate_to
 from rayscan.tables import Workspace
 
-SMALL = [
-    "ingest.n_buckets=2", "train.steps=12", "train.batch_sources=32", "train.validate_every=6",
-    "train.threads=1", "train.checkpoint_every=4", "model.layers=1", "model.d_model=32", "model.d_ff=32",
-    "model.heads=2", "evaluate.bootstrap=20",
-]  # fmt: skip
+SMALL = (*TINY, "train.checkpoint_every=4", "evaluate.bootstrap=20")
 STAGES = ["ingest", "sequences", "train", "embed", "cluster", "campaigns", "evaluate", "report"]
 
 

@@ -15,6 +15,7 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
+from tiny import TINY
 
 from rayscan.cli import main
 from rayscan.errors import WorkspaceError
@@ -25,11 +26,7 @@ from rayscan.tables import Workspace
 
 pytestmark = pytest.mark.ray
 
-SETTINGS = [
-    "ingest.n_buckets=2", "train.steps=12", "train.batch_sources=32", "train.validate_every=6",
-    "model.layers=1", "model.d_model=32", "model.d_ff=32", "model.heads=2", "evaluate.bootstrap=0",
-    "reprocess.min_sources=5", "reprocess.train_steps=6",
-]  # fmt: skip
+SETTINGS = (*TINY, "evaluate.bootstrap=0", "reprocess.min_sources=5", "reprocess.train_steps=6")
 
 
 class Site:

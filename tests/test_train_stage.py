@@ -38,7 +38,7 @@ from rayscan.model.search import Trial
 from rayscan.planning import settled, training_files
 from rayscan.simulate import simulate_to
 from rayscan.stages import tune
-from rayscan.stages.train import by_bucket, loader
+from rayscan.stages.feeding import by_bucket, loader
 from rayscan.tables import Workspace
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]

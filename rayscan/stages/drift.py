@@ -18,8 +18,8 @@ from rayscan.model.embed import device_of
 from rayscan.model.fit import separation
 from rayscan.model.sampling import validation_sample
 from rayscan.planning import Model
+from rayscan.stages.feeding import by_bucket, loader
 from rayscan.stages.session import run_tasks, share_of_cores
-from rayscan.stages.train import by_bucket, loader
 from rayscan.tables import File, Workspace
 
 

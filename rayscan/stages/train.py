@@ -19,7 +19,6 @@ import os
 import tempfile
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -46,13 +45,14 @@ from rayscan.config import RunConfig
 from rayscan.errors import DataError, ModelError, RayscanError, WorkspaceError
 from rayscan.model import artefact
 from rayscan.model.encoder import Encoder
-from rayscan.model.features import Sequences, columns_for
+from rayscan.model.features import Sequences
 from rayscan.model.fit import READ_BACK, FitResult, Metrics, TrainState, fit, separation
 from rayscan.model.precision import arithmetic
-from rayscan.model.sampling import PairSampler, validation_sample
+from rayscan.model.sampling import PairSampler
 from rayscan.progress import say, track
+from rayscan.stages.feeding import by_bucket, loader, validation_of
 from rayscan.stages.post import Post
-from rayscan.stages.session import check_room, gpus_each, is_local, run_tasks, share_of_cores
+from rayscan.stages.session import check_room, gpus_each, is_local, share_of_cores
 from rayscan.tables import File, Workspace
 from rayscan.tracking import tracked
 
@@ -89,7 +89,7 @@ def run(workspace: Workspace, config: RunConfig, fresh: bool) -> Counts:
     files = planning.training_files(workspace, config)
     post = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Post).remote()
     settled = planning.settled(workspace, config, files)
-    validation = ray.put(_validation(workspace, settled, files))
+    validation = ray.put(validation_of(workspace, settled, files))
     job = _Job(workspace, settled, name, files, post, [validation])
     trainer = _trainer(workspace, config, name, job, gpus)
     try:
@@ -116,17 +116,6 @@ def run(workspace: Workspace, config: RunConfig, fresh: bool) -> Counts:
         name,
         metrics.get("separation of the model it began with"),
     )
-
-
-def _validation(workspace: Workspace, config: RunConfig, files: list[File]) -> Sequences | None:
-    """The sequences to validate on. A task reads them, as workers would have to wait for the one that did."""
-
-    def work(_: None) -> Sequences | None:
-        buckets = by_bucket(files)
-        return validation_sample(tuple(buckets), loader(workspace, config, buckets), config.split)
-
-    ((_, found),) = run_tasks(work, [None], cpus=config.resources.train_cpus)
-    return found
 
 
 @contextmanager
@@ -435,27 +424,6 @@ def _drift(
         "before": before,
         "same_split": card.training.get("split") == job.config.split.model_dump(mode="json"),
     }
-
-
-def by_bucket(files: list[File]) -> dict[str, list[File]]:
-    """All periods of a bucket stand under one key, so that pairs are drawn across periods too."""
-    buckets: dict[str, list[File]] = defaultdict(list)
-    for file in files:
-        buckets[file.key["bucket"]].append(file)
-    return dict(buckets)
-
-
-def loader(
-    workspace: Workspace, config: RunConfig, buckets: dict[str, list[File]]
-) -> Callable[[Any], Sequences]:
-    """What reads the sequences of a bucket, with the columns that the model needs."""
-    inputs = config.model.inputs
-
-    def load(bucket: Any) -> Sequences:
-        table = workspace.table("sequences").read_files(buckets[bucket], columns_for(inputs))
-        return Sequences.from_table(table, inputs)
-
-    return load
 
 
 def _resume() -> tuple[TrainState | None, list[Metrics]]:

@@ -32,8 +32,8 @@ from rayscan.model.sampling import PairSampler, validation_sample
 from rayscan.model.search import Trial, draw, keep, rungs
 from rayscan.progress import say, track
 from rayscan.report.sweep import sweep_page
+from rayscan.stages.feeding import by_bucket, loader
 from rayscan.stages.session import check_room, cluster_cpus, gpus_each, is_local, share_of_cores
-from rayscan.stages.train import by_bucket, loader
 from rayscan.tables import File, Workspace
 
 _GRACE_S = 60.0  # after the time limit, for trials to notice it

@@ -35,6 +35,7 @@ import polars as pl
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import servers
 from processes import below, command_of, kill, started
+from tiny import TINY
 
 from rayscan.simulate import simulate_to
 from rayscan.tables import Workspace
@@ -44,9 +45,8 @@ STAGES = ("ingest", "sequences", "train", "embed", "cluster", "campaigns", "eval
 LASTS_S = {"ingest": 12.0, "train": 25.0, "embed": 8.0}
 """Within how many seconds of a stage it is struck; 2 for the others."""
 SETTINGS = (
-    "ingest.n_buckets=2", "train.steps=12", "train.batch_sources=32", "train.validate_every=6",
-    "train.threads=1", "train.checkpoint_every=3", "model.layers=1", "model.d_model=32", "model.d_ff=32",
-    "model.heads=2", "evaluate.bootstrap=20", "resources.local_cpus=4", "resources.object_store_mb=100",
+    *TINY, "train.checkpoint_every=3", "evaluate.bootstrap=20", "resources.local_cpus=4",
+    "resources.object_store_mb=100",
 )  # fmt: skip
 KEYS = {
     "flows": ["capture", "ts", "src", "dst", "dst_port", "src_port", "ttl", "size"],

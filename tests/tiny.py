@@ -1,0 +1,9 @@
+"""Settings with which the whole pipeline takes seconds: two buckets, twelve steps of one narrow layer.
+
+Of a setting that is given twice, the last value counts: what a test needs otherwise follows these.
+"""
+
+TINY = (
+    "ingest.n_buckets=2", "train.steps=12", "train.batch_sources=32", "train.validate_every=6",
+    "train.threads=1", "model.layers=1", "model.d_model=32", "model.d_ff=32", "model.heads=2",
+)  # fmt: skip
