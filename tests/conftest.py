@@ -22,6 +22,9 @@ settings.register_profile(  # how long an example takes says how busy the machin
 )
 settings.load_profile("ours")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Of Ray's agents and log monitors, of which each Ray has its own: nobody looks at what they collect here.
+os.environ.setdefault("REPORTER_UPDATE_INTERVAL_MS", "60000")
+os.environ.setdefault("LOG_NAME_UPDATE_INTERVAL_S", "60")
 for name in [n for n in os.environ if n.startswith("RAYSCAN_") and n != "RAYSCAN_DATA"]:
     del os.environ[name]  # a developer's own settings must not reach the tests
 

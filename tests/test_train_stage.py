@@ -388,7 +388,7 @@ def test_a_trial_that_cannot_be_trained_is_one_trial(copy: Path) -> None:
 def test_a_time_limit_ends_a_sweep_and_the_next_run_goes_on(copy: Path) -> None:
     sets = (*SWEEP, "tune.seed=1", "tune.concurrent=1", "train.steps=40000")
     began = time.monotonic()
-    done = rayscan("tune", copy, "--json", sets=(*sets, "tune.minutes=0.4"))
+    done = rayscan("tune", copy, "--json", sets=(*sets, "tune.minutes=0.3"))
     assert time.monotonic() - began < 300
     assert done.exit_code == 0, done.stderr
     assert json.loads(done.stdout)["status"] == "stopped by the time limit"
