@@ -19,10 +19,9 @@ help:
 
 setup: $(READY)
 
-# Bytecode comes with the first import: most modules of what is installed never have one.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 # Exit code 4 means that everything is there already.
