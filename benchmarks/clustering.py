@@ -8,6 +8,7 @@
     python -m benchmarks.clustering split      # N = 20,000 in four blocks; bar: 0.5 % of the objective
     python -m benchmarks.clustering choice     # N = 50,000: arbitrary blocks against blocks of similar rows
     python -m benchmarks.clustering sweep      # 100 thresholds at N = 10,000; bar: 2 minutes
+    python -m benchmarks.clustering follow     # 16,000 clusters matched to as many campaigns
 
 Run with OMP_NUM_THREADS=1. Times are CPU seconds, of all processes together, and exclude the compilation of
 the first call; memory is the largest resident set of the caller plus that of its workers. Seeds are fixed.
@@ -27,10 +28,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from benchmarks.explicit import greedy_contraction, kernighan_lin, pair_weights, value
 from benchmarks.planted import planted
 from rayscan.clustering import objective, solve, solve_blocked, sweep
+from rayscan.clustering.campaigns import Campaigns, follow
 from rayscan.clustering.multilevel import neighbourhoods
 
 
@@ -181,11 +184,28 @@ def bench_sweep(n: int, steps: int) -> None:
         print(f"  θ {thresholds[i]:.2f}: sweep / solve {ratio:.5f}, solve alone {one_s:.2f} s", flush=True)
 
 
+def bench_follow(n: int) -> None:
+    """Clusters that are the campaigns of the period before, each turned a little; products in float64."""
+    rng = np.random.default_rng(0)
+    old = rng.standard_normal((n, 128))
+    new = old + 0.3 * rng.standard_normal((n, 128))
+    old, new = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (old, new))
+    sizes = np.floor(rng.pareto(1.0, n)) + 1
+    before = Campaigns([f"c{i}" for i in range(n)], old * sizes[:, None], sizes)
+    step, spent = cpu_s(lambda: follow(before, "p", np.arange(n), new * sizes[:, None], sizes, 0.4))
+    with threadpool_limits(1):
+        product = cpu_s(lambda: [old[i : i + 128] @ new.T for i in range(0, n, 128)])[1]
+    carried = step.events.count("continued")
+    print(f"{n:,}: {spent:.1f} CPU-s, {spent / product:.1f} products, {carried:,} go on, {peak_gb():.2f} GB")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["solve", "reference", "blocked", "split", "choice", "sweep"])
+    parser.add_argument(
+        "what", choices=["solve", "reference", "blocked", "split", "choice", "sweep", "follow"]
+    )
     parser.add_argument("--points", type=int)
     parser.add_argument("--thresholds", type=float, nargs="+", default=[0.2, 0.4, 0.6])
     parser.add_argument("--seeds", type=int, default=3)
@@ -205,8 +225,10 @@ def main() -> None:
         bench_split(args.points or 20_000, args.thresholds, args.spread)
     elif args.what == "choice":
         bench_choice(args.points or 50_000, args.thresholds, args.block, args.spread)
-    else:
+    elif args.what == "sweep":
         bench_sweep(args.points or 10_000, steps=100)
+    else:
+        bench_follow(args.points or 16_000)
 
 
 if __name__ == "__main__":

@@ -187,9 +187,6 @@ def test_a_month_by_jobs(head: Head, site: Path) -> None:
     assert outcome(site)["stages"]["ingest"]["flows"] == 10_000
     assert required(head, "ingest") == {"CPU": 1.0, "memory": 200.0 * 2**20}
 
-    code, log = head.follow(head.submit("ingest", *words(site)))
-    assert (code, "ingest: nothing to do" in log) == (4, True)
-
     long = "train.steps=600"
     job = head.submit("train", *words(site, long))
     until(lambda: re.search(r"train: [1-9]\d* of 600", head.client.get_job_logs(job)))

@@ -1,4 +1,5 @@
-"""Settings with which the whole pipeline takes seconds: two buckets, twelve steps of one narrow layer.
+"""Settings with which the whole pipeline takes seconds: two buckets, twelve steps of one narrow layer, no
+sweep over thresholds.
 
 Of a setting that is given twice, the last value counts: what a test needs otherwise follows these.
 """
@@ -6,4 +7,5 @@ Of a setting that is given twice, the last value counts: what a test needs other
 TINY = (
     "ingest.n_buckets=2", "train.steps=12", "train.batch_sources=32", "train.validate_every=6",
     "train.threads=1", "model.layers=1", "model.d_model=32", "model.d_ff=32", "model.heads=2",
+    "evaluate.sweep_sequences=0",
 )  # fmt: skip

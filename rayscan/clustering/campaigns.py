@@ -34,7 +34,7 @@ from rayscan.errors import DataError
 
 Event = Literal["born", "continued", "split", "merged", "gone"]
 
-_CELLS = 1 << 22  # weights that are formed at a time: 100 MB with what sorts them
+_CELLS = 1 << 21  # weights that are formed at a time: 35 MB with what chooses among them
 
 CANDIDATES = 8
 """Counterparts that a campaign or cluster can be assigned to: those of largest positive weight."""
@@ -121,15 +121,26 @@ def _edges(old: F64, m: F64, new: F64, n: F64, threshold: float) -> tuple[I64, I
 
 
 def _strongest(left: F64, m: F64, right: F64, n: F64, threshold: float) -> tuple[I64, I64]:
-    """Pairs (left, right) of the CANDIDATES largest weights of each left one."""
-    most = min(CANDIDATES, len(right))
-    best = np.empty((len(left), most), np.int64)
-    step = max(1, _CELLS // max(len(right), 1))
+    """Pairs (left, right) of the CANDIDATES largest positive weights of each left one.
+
+    Few weights are positive, and to choose among all takes longer than to form them: only where a row has
+    more than it needs, its best are chosen.
+    """
+    pairs = []
+    step = max(1, _CELLS // len(right))
     for start in range(0, len(left), step):
         part = slice(start, start + step)
-        losses = threshold * m[part, None] * n - left[part] @ right.T
-        best[part] = np.argpartition(losses, most - 1, axis=1)[:, :most]
-    return np.repeat(np.arange(len(left)), most), best.ravel()
+        losses = left[part] @ right.T
+        np.subtract(threshold * m[part, None] * n, losses, out=losses)
+        gains = losses < 0
+        many = np.flatnonzero(np.count_nonzero(gains, axis=1) > CANDIDATES)
+        if len(many):
+            best = np.argpartition(losses[many], CANDIDATES - 1, axis=1)[:, :CANDIDATES]
+            gains[many] = False
+            gains[many[:, None], best] = True
+        row, column = np.nonzero(gains)
+        pairs.append((start + row, column))
+    return np.concatenate([row for row, _ in pairs]), np.concatenate([column for _, column in pairs])
 
 
 def _assign(a: I64, c: I64, weight: F64, n_old: int, n_new: int) -> I64:

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from rayscan.clustering.campaigns import Campaigns, Ended, follow
+import rayscan.clustering.campaigns as of_campaigns
+from rayscan.clustering.campaigns import CANDIDATES, Campaigns, Ended, follow
 from rayscan.errors import DataError
 
 E = np.eye(6)
@@ -73,6 +74,25 @@ def test_equals_a_dense_assignment(seed: int, k: int, m: int, threshold: float) 
     )
     assert [again.names[i] for i in np.argsort(shuffle)] == step.names
     assert again.ended == step.ended
+
+
+def test_candidates_are_the_best_of_each_row_and_each_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some rows have no positive weight, some fewer than are kept, some more."""
+    monkeypatch.setattr(of_campaigns, "_CELLS", 100)
+    rng = np.random.default_rng(3)
+    old, new = rng.standard_normal((60, 4)), rng.standard_normal((45, 4))
+    old[30:] *= 0.5
+    m, n = np.ones(60), np.ones(45)
+    weight = old @ new.T - 1.5
+    positive = np.count_nonzero(weight > 0, axis=1)
+    assert positive.min() == 0 and (positive > CANDIDATES).any() and (positive == 3).any()
+    rows = {(i, int(j)) for i, row in enumerate(weight) for j in np.argsort(-row)[:CANDIDATES]}
+    columns = {(int(i), j) for j, column in enumerate(weight.T) for i in np.argsort(-column)[:CANDIDATES]}
+    a, c, gained = of_campaigns._edges(old, m, new, n, 1.5)
+    found = set(zip(a.tolist(), c.tolist(), strict=True))
+    assert found == {(i, j) for i, j in rows | columns if weight[i, j] > 0}
+    assert len(found) < np.count_nonzero(weight > 0)
+    assert np.allclose(gained, weight[a, c])
 
 
 def test_bad_input() -> None:
