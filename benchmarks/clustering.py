@@ -194,7 +194,7 @@ def bench_follow(n: int) -> None:
     before = Campaigns([f"c{i}" for i in range(n)], old * sizes[:, None], sizes)
     step, spent = cpu_s(lambda: follow(before, "p", np.arange(n), new * sizes[:, None], sizes, 0.4))
     with threadpool_limits(1):
-        product = cpu_s(lambda: [old[i : i + 128] @ new.T for i in range(0, n, 128)])[1]
+        product = cpu_s(lambda: [float((old[i : i + 128] @ new.T)[0, 0]) for i in range(0, n, 128)])[1]
     carried = step.events.count("continued")
     print(f"{n:,}: {spent:.1f} CPU-s, {spent / product:.1f} products, {carried:,} go on, {peak_gb():.2f} GB")
 
