@@ -24,7 +24,6 @@ import re
 STOPPED = 143
 """Exit code after SIGTERM, as shells count: 128 and the signal's number."""
 
-
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 

@@ -639,7 +639,7 @@ class Table:
         base = self._create() if read_version == -1 else self._load(read_version) or self._create()
         state = self._state(base, removes, done)
         expected = _State((), (None,) * len(done)) if read_version == -1 else state
-        token = uuid.uuid4().hex
+        token, remote = uuid.uuid4().hex, is_remote(self.workspace.uri)
         trouble: Exception | None = None
         for attempt in range(_ATTEMPTS):
             if state != expected:
@@ -654,13 +654,13 @@ class Table:
             except (DeltaError, OSError) as error:  # somebody committed first, or storage failed
                 trouble = error
             conflict = isinstance(trouble, CommitFailedError)
-            if not conflict and is_remote(self.workspace.uri):
+            if remote and not conflict:
                 time.sleep(min(0.1 * 2**attempt, _LONGEST_PAUSE_S))
             newest = self._create()
             found = self._find(newest, token, base.version())
             if found is not None:
                 return found
-            if not conflict and not is_remote(self.workspace.uri):
+            if not (conflict or remote):
                 break  # a disk that is full or broken does not mend in seconds
             base, state = newest, self._state(newest, removes, done)
         assert trouble is not None

@@ -96,7 +96,7 @@ def test_no_port_has_two_classes() -> None:
     assert len(every) == len(set(every))
 
 
-def meeting(days: list[tuple[int, list[int]]]) -> tuple[Flows, np.ndarray]:
+def meeting_table(days: list[tuple[int, list[int]]]) -> pa.Table:
     """On each day the given sources contact one port in turn, over and over, within an hour."""
     rows, src, start = [], [], []
     for day, sources in days:
@@ -104,7 +104,12 @@ def meeting(days: list[tuple[int, list[int]]]) -> tuple[Flows, np.ndarray]:
             rows.append([{"gap": 0 if k == 0 else 10_000_000} for k in range(20)])
             src.append(source)
             start.append(day * 24 * HOUR_US + turn * 1_000_000)
-    flows = flows_of(sequences_of(rows, src=src, start_us=start))
+    return sequences_of(rows, src=src, start_us=start)
+
+
+def meeting(days: list[tuple[int, list[int]]]) -> tuple[Flows, np.ndarray]:
+    """Its flows, in one period."""
+    flows = flows_of(meeting_table(days))
     return flows, np.zeros(len(flows.src), np.int64)
 
 
@@ -150,15 +155,9 @@ def test_a_source_has_the_vector_of_its_last_day() -> None:
 def test_senders_of_every_month_are_known() -> None:
     """Three crowds that come a month each: each is known in its own month, day by day as well as at once."""
     days = [(month * 40 + day, [month * 10 + k for k in range(1, 6)]) for month in range(3) for day in (0, 1)]
-    rows, src, start = [], [], []
-    for day, sources in days:
-        for turn, source in enumerate(sources):
-            rows.append([{"gap": 0 if k == 0 else 10_000_000} for k in range(20)])
-            src.append(source)
-            start.append(day * 24 * HOUR_US + turn * 1_000_000)
-    table = sequences_of(rows, src=src, start_us=start)
+    table = meeting_table(days)
     for name, settings in (("darkvec", SMALL), ("i-darkvec", replace(DAILY, trailing_days=30))):
-        fitted = darkvec.fit_with(name, table, np.zeros(len(src), np.int8), 0, settings)
+        fitted = darkvec.fit_with(name, table, np.zeros(table.num_rows, np.int8), 0, settings)
         found = fitted.embed(table)
         assert found.covered.all() and not found.inferred.any(), name
 

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import servers
 from click.testing import CliRunner, Result
-from tiny import TINY
+from tiny import KEYS, TINY
 
 from rayscan.cli import main
 from rayscan.config import IngestConfig, load
@@ -424,15 +424,6 @@ def test_two_workers_train_what_one_does(finished: Path, copy: Path, captures: P
 # ---------------------------------------------------------------------------------------------
 
 
-KEYS = {
-    "flows": ["capture", "ts", "src", "dst", "dst_port"],
-    "sequences": ["period", "sequence_id"],
-    "embeddings": ["period", "sequence_id"],
-    "clusters": ["period", "sequence_id"],
-    "campaigns": ["period", "campaign"],
-    "captures": ["path"],
-    "rejects": ["path", "reason"],
-}
 INEXACT = ("vector", "weight_own", "weight_next", "cohesion", "feature_sum")
 
 

@@ -33,12 +33,11 @@ from rayscan.config import ModelConfig
 from rayscan.model import artefact
 from rayscan.model.encoder import Encoder
 from rayscan.model.fit import TrainState, fit, separation
-from rayscan.model.sampling import validation_sample
 from rayscan.model.search import Trial
 from rayscan.planning import settled, training_files
 from rayscan.simulate import simulate_to
 from rayscan.stages import tune
-from rayscan.stages.feeding import by_bucket, loader
+from rayscan.stages.feeding import read_validation
 from rayscan.tables import Workspace
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
@@ -147,8 +146,7 @@ def test_going_on_from_a_model_on_a_new_period(copy: Path) -> None:
 
     opened, asked = Workspace.open(copy), settings("train.periods=2024-02")
     files = training_files(opened, asked)
-    buckets, asked = by_bucket(files), settled(opened, asked, files)
-    validation = validation_sample(tuple(buckets), loader(opened, asked, buckets), asked.split)
+    validation = read_validation(opened, settled(opened, asked, files), files)
     assert validation is not None
     drift = json.loads((second / "drift.json").read_text())
     old, new = encoder_in(first), encoder_in(second)

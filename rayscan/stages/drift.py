@@ -16,9 +16,8 @@ from rayscan.config import RunConfig
 from rayscan.model import artefact
 from rayscan.model.embed import device_of
 from rayscan.model.fit import separation
-from rayscan.model.sampling import validation_sample
 from rayscan.planning import Model
-from rayscan.stages.feeding import by_bucket, loader
+from rayscan.stages.feeding import read_validation
 from rayscan.stages.session import run_tasks, share_of_cores
 from rayscan.tables import File, Workspace
 
@@ -66,8 +65,7 @@ def _measure(
     encoder, _ = artefact.load(lambda name: workspace.read_bytes(f"{model.folder}/{name}"))
     own = config.model_copy(update={"model": encoder.config})
     torch.set_num_threads(share_of_cores(config.embed.threads, 1, config.resources.embed_cpus))
-    buckets = by_bucket(files)
-    sample = validation_sample(tuple(buckets), loader(workspace, own, buckets), config.split)
+    sample = read_validation(workspace, own, files)
     if sample is None:
         return 0, None
     device = device_of(

@@ -37,12 +37,17 @@ def loader(
     return load
 
 
-def validation_of(workspace: Workspace, config: RunConfig, files: list[File]) -> Sequences | None:
-    """The sequences to validate on. A task reads them, as workers would have to wait for the one that did."""
+def read_validation(workspace: Workspace, config: RunConfig, files: list[File]) -> Sequences | None:
+    """The sequences to validate on, None where there are too few."""
+    buckets = by_bucket(files)
+    return validation_sample(tuple(buckets), loader(workspace, config, buckets), config.split)
+
+
+def validation_in_task(workspace: Workspace, config: RunConfig, files: list[File]) -> Sequences | None:
+    """The same from a task: workers would have to wait for the one of them that read."""
 
     def work(_: None) -> Sequences | None:
-        buckets = by_bucket(files)
-        return validation_sample(tuple(buckets), loader(workspace, config, buckets), config.split)
+        return read_validation(workspace, config, files)
 
     ((_, found),) = run_tasks(work, [None], cpus=config.resources.train_cpus)
     return found

@@ -50,7 +50,7 @@ from rayscan.model.fit import READ_BACK, FitResult, Metrics, TrainState, fit, se
 from rayscan.model.precision import arithmetic
 from rayscan.model.sampling import PairSampler
 from rayscan.progress import say, track
-from rayscan.stages.feeding import by_bucket, loader, validation_of
+from rayscan.stages.feeding import by_bucket, loader, validation_in_task
 from rayscan.stages.post import Post
 from rayscan.stages.session import check_room, gpus_each, is_local, share_of_cores
 from rayscan.tables import File, Workspace
@@ -89,7 +89,7 @@ def run(workspace: Workspace, config: RunConfig, fresh: bool) -> Counts:
     files = planning.training_files(workspace, config)
     post = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Post).remote()
     settled = planning.settled(workspace, config, files)
-    validation = ray.put(validation_of(workspace, settled, files))
+    validation = ray.put(validation_in_task(workspace, settled, files))
     job = _Job(workspace, settled, name, files, post, [validation])
     trainer = _trainer(workspace, config, name, job, gpus)
     try:

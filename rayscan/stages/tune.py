@@ -28,11 +28,11 @@ from rayscan.config import RunConfig, TuneConfig, as_yaml
 from rayscan.errors import DataError, RayscanError
 from rayscan.model.embed import device_of
 from rayscan.model.fit import Metrics, TrainState, fit
-from rayscan.model.sampling import PairSampler, validation_sample
+from rayscan.model.sampling import PairSampler
 from rayscan.model.search import Trial, draw, keep, rungs
 from rayscan.progress import say, track
 from rayscan.report.sweep import sweep_page
-from rayscan.stages.feeding import by_bucket, loader
+from rayscan.stages.feeding import by_bucket, loader, read_validation
 from rayscan.stages.session import check_room, cluster_cpus, gpus_each, is_local, share_of_cores
 from rayscan.tables import File, Workspace
 
@@ -234,7 +234,7 @@ def _advance(job: _Job, trial: Trial) -> Result | None:
     train = config.train
     buckets = by_bucket(job.files)
     load = loader(job.workspace, config, buckets)
-    validation = validation_sample(tuple(buckets), load, config.split)
+    validation = read_validation(job.workspace, config, job.files)
     if validation is None:
         raise DataError(
             "a sweep needs sources that training does not see: fewer than two validation sources have two "

@@ -35,7 +35,7 @@ import polars as pl
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import servers
 from processes import below, command_of, kill, started
-from tiny import TINY
+from tiny import KEYS, TINY
 
 from rayscan.simulate import simulate_to
 from rayscan.tables import Workspace
@@ -48,15 +48,6 @@ SETTINGS = (
     *TINY, "train.checkpoint_every=3", "evaluate.bootstrap=0", "resources.local_cpus=4",
     "resources.object_store_mb=100",
 )  # fmt: skip
-KEYS = {
-    "flows": ["capture", "ts", "src", "dst", "dst_port", "src_port", "ttl", "size"],
-    "sequences": ["period", "sequence_id"],
-    "embeddings": ["period", "sequence_id"],
-    "clusters": ["period", "sequence_id"],
-    "campaigns": ["period", "campaign"],
-    "captures": ["path"],
-    "rejects": ["path", "reason"],
-}
 _OWN = {"captures": ["modified"]}  # of the copy in the bucket, not of the content
 _SUMS = (
     "cohesion",
